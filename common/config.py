@@ -1,0 +1,71 @@
+"""Strict settings: frozen, unknown keys refused with the nearest known name, numbers with suffixes."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from common.errors import ConfigError, nearest
+
+SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
+
+
+def parse_count(value: Any) -> Any:
+    """A whole number from 4096, "4096", "64k", "2.5M", "1B"; anything else is left for the type check to refuse."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower().replace("_", "").replace(",", "")
+    factor = SUFFIXES.get(text[-1:], 1)
+    try:
+        number = float(text[:-1] if factor > 1 else text) * factor
+    except ValueError:
+        return value
+    return int(number) if number == int(number) else value
+
+
+Count = Annotated[int, BeforeValidator(parse_count)]
+
+
+class Settings(BaseModel):
+    """Base of every configuration: keyword-only, frozen, strict about names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def build(cls: type[S], values: dict[str, Any], where: str) -> S:
+    """`cls(**values)`, with mistakes told in one line.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest known one) or a value that does not fit.
+    """
+    known = set(cls.model_fields)
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"{where}: unknown setting '{key}'.{nearest(key, known)}")
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{where}: {name} = {first['input']!r}: {message}") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The parsed file.
+
+    Raises:
+        ConfigError: missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None

@@ -1,0 +1,249 @@
+"""Texts: a hub data set, local files, or the standard library of the running Python, as a stream of documents.
+
+A corpus has an identity (what decides its documents and their order) and yields documents from any number on,
+so that a stopped harvest goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from common.errors import ConfigError, DataError, nearest
+from common.files import file_sha256, fingerprint
+
+TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+HELD_OUT_ONE_IN = 16
+# tests, vendored packages and generated code tables say nothing about how people write Python
+STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__", "encodings"}
+
+
+class Corpus(Protocol):
+    """A fixed sequence of documents."""
+
+    def identity(self) -> dict[str, Any]:
+        """All that decides the documents and their order, as JSON values."""
+        ...
+
+    def documents(self, start: int = 0) -> Iterator[str]:
+        """The texts from document number `start` on; empty ones are left out and not counted."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """Where texts come from.
+
+    Attributes:
+        name: `stdlib`, a local file or folder, or the name of a hub data set.
+        config: the hub data set's configuration, if it has several.
+        split: the hub data set's split; for `stdlib`, `train` or `heldout`.
+        revision: the hub data set's revision.
+        column: the field that holds the text in .jsonl, .parquet and hub data sets.
+        separator: splits each .txt file into documents; without it a file is one document.
+        seed: order of the files (local, stdlib) or shards (hub).
+    """
+
+    name: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    column: str = "text"
+    separator: str | None = None
+    seed: int = 0
+
+
+def open_corpus(options: CorpusOptions) -> Corpus:
+    """The corpus that `options` names.
+
+    Raises:
+        ConfigError: no such corpus, or a local path that holds no text file.
+    """
+    if options.name == "stdlib":
+        return StdlibCorpus(options)
+    path = Path(options.name).expanduser()
+    if path.exists():
+        return LocalCorpus(options, path)
+    if options.name.startswith((".", "/", "~")) or path.suffix in TEXT_SUFFIXES:
+        raise ConfigError(f"--corpus {options.name}: no such file or folder.")
+    return HubCorpus(options)
+
+
+def stdlib_documents(split: str) -> Iterator[tuple[str, str]]:
+    """(relative path, text) of every module of the running Python's standard library, in path order.
+
+    One top-level module in sixteen, chosen by a hash of its name, is held out: `split` is `train` or `heldout`.
+    """
+    root = Path(sysconfig.get_path("stdlib"))
+    for path in sorted(root.rglob("*.py")):
+        relative = path.relative_to(root)
+        if STDLIB_LEFT_OUT & set(relative.parts[:-1]):
+            continue
+        module = relative.parts[0].removesuffix(".py")
+        held_out = int(hashlib.sha256(module.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
+        if held_out != (split == "heldout"):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        if text.strip():
+            yield relative.as_posix(), text
+
+
+@dataclass(frozen=True)
+class StdlibCorpus:
+    """The text of the Python standard library on this machine."""
+
+    options: CorpusOptions
+
+    def __post_init__(self) -> None:
+        if self.options.split not in ("train", "heldout"):
+            known = nearest(self.options.split, ("train", "heldout"))
+            raise ConfigError(f"--split {self.options.split}: the corpus stdlib has no such split.{known}")
+
+    def _texts(self) -> list[str]:
+        texts = [text for _, text in stdlib_documents(self.options.split)]
+        random.Random(self.options.seed).shuffle(texts)
+        return texts
+
+    def identity(self) -> dict[str, Any]:
+        content = fingerprint(list(stdlib_documents(self.options.split)))
+        return {"name": "stdlib", "split": self.options.split, "content": content, "seed": self.options.seed}
+
+    def documents(self, start: int = 0) -> Iterator[str]:
+        yield from self._texts()[start:]
+
+
+@dataclass(frozen=True)
+class LocalCorpus:
+    """Local .txt, .jsonl and .parquet files; a folder stands for all of them under it."""
+
+    options: CorpusOptions
+    path: Path
+
+    def __post_init__(self) -> None:
+        if not self._files():
+            kinds = ", ".join(TEXT_SUFFIXES)
+            raise ConfigError(f"--corpus {self.path}: no {kinds} file here.")
+
+    def _files(self) -> list[Path]:
+        if self.path.is_file():
+            return [self.path] if self.path.suffix in TEXT_SUFFIXES else []
+        files = sorted(file for file in self.path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
+        random.Random(self.options.seed).shuffle(files)
+        return files
+
+    def identity(self) -> dict[str, Any]:
+        base = self.path if self.path.is_dir() else self.path.parent
+        files = [[file.relative_to(base).as_posix(), file_sha256(file)] for file in self._files()]
+        return {
+            "name": self.path.name,
+            "content": fingerprint(files),
+            "column": self.options.column,
+            "separator": self.options.separator,
+        }
+
+    def documents(self, start: int = 0) -> Iterator[str]:
+        number = 0
+        for file in self._files():
+            for text in self._read(file):
+                if not text.strip():
+                    continue
+                if number >= start:
+                    yield text
+                number += 1
+
+    def _read(self, file: Path) -> Iterator[str]:
+        if file.suffix == ".txt":
+            text = file.read_text(encoding="utf-8", errors="replace")
+            yield from text.split(self.options.separator) if self.options.separator else [text]
+        elif file.suffix == ".jsonl":
+            yield from self._read_jsonl(file)
+        else:
+            yield from self._read_parquet(file)
+
+    def _read_jsonl(self, file: Path) -> Iterator[str]:
+        with file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{file} line {number}: not valid JSON ({error.msg}).") from None
+                if not isinstance(row, dict) or not isinstance(row.get(self.options.column), str):
+                    raise DataError(
+                        f"{file} line {number}: no text under '{self.options.column}'. Say which with --column."
+                    )
+                yield row[self.options.column]
+
+    def _read_parquet(self, file: Path) -> Iterator[str]:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+
+        try:
+            parquet = ParquetFile(file)
+        except ArrowException as error:
+            raise DataError(f"{file}: not a readable parquet file ({error}).") from None
+        names = parquet.schema_arrow.names
+        if self.options.column not in names:
+            hint = nearest(self.options.column, names)
+            raise DataError(f"{file}: no column '{self.options.column}'. Say which with --column.{hint}")
+        for batch in parquet.iter_batches(batch_size=1024, columns=[self.options.column]):
+            yield from (text for text in batch.column(0).to_pylist() if text)
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """A data set of the Hugging Face hub, streamed; only the order of its shards is shuffled."""
+
+    options: CorpusOptions
+
+    def identity(self) -> dict[str, Any]:
+        from huggingface_hub import HfApi
+
+        try:
+            revision = HfApi().dataset_info(self.options.name, revision=self.options.revision, timeout=10).sha
+        except Exception as error:
+            raise self._unreachable(error) from None
+        return {
+            "name": self.options.name,
+            "config": self.options.config,
+            "split": self.options.split,
+            "revision": revision,
+            "column": self.options.column,
+            "seed": self.options.seed,
+        }
+
+    def documents(self, start: int = 0) -> Iterator[str]:
+        from datasets import load_dataset
+
+        revision = self.identity()["revision"]
+        try:
+            rows = load_dataset(
+                self.options.name, self.options.config, split=self.options.split, revision=revision, streaming=True
+            )
+        except Exception as error:
+            raise self._unreachable(error) from None
+        number = 0
+        for row in rows.shuffle(seed=self.options.seed, buffer_size=1):
+            if self.options.column not in row:
+                hint = nearest(self.options.column, row)
+                raise ConfigError(f"--corpus {self.options.name}: no column '{self.options.column}'.{hint}")
+            text = row[self.options.column]
+            if text and text.strip():
+                if number >= start:
+                    yield text
+                number += 1
+
+    def _unreachable(self, error: Exception) -> ConfigError:
+        first = str(error).splitlines()[0] if str(error) else ""
+        return ConfigError(
+            f"--corpus {self.options.name}: neither a local path nor a hub data set that can be reached "
+            f"({type(error).__name__}: {first[:200]}). "
+            "Check the name, log in with 'hf auth login' if it is gated, or use --corpus stdlib or a local path."
+        )

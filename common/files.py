@@ -1,0 +1,121 @@
+"""Files that are whole or absent: write aside, fsync, rename, fsync the folder. Canonical JSON and checksums."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+
+from common.errors import StoreError
+
+CRC_SLICE = 1 << 22  # the extension holds the GIL while it works: 4 MiB is under a millisecond
+ASIDE = ".aside"
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no spaces, no NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of the canonical JSON of `value`, as 64 hex digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def crc32c(data: bytes | memoryview | np.ndarray) -> str:
+    """CRC-32C (Castagnoli) as 8 hex digits."""
+    # the extension takes arrays of bytes only, and copies anything else
+    view = np.frombuffer(data, np.uint8) if not isinstance(data, np.ndarray) else data.reshape(-1).view(np.uint8)
+    value = 0
+    for start in range(0, len(view), CRC_SLICE):
+        value = google_crc32c.extend(value, view[start : start + CRC_SLICE])
+    return f"{value:08x}"
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Put `data` at `path`, durably and all at once; a reader sees the old file or the new one.
+
+    Raises:
+        StoreError: the disk is full (or a quota reached); the file aside is removed again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ASIDE)
+    try:
+        with aside.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise disk_error(error, path, len(data)) from error
+
+
+def disk_error(error: OSError, path: Path, size: int) -> OSError:
+    """A `StoreError` that says how much is missing when the disk is full; other errors as they are."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return error
+    free = shutil.disk_usage(path.parent).free
+    return StoreError(
+        f"{path}: no space left on the disk: {size:,} bytes to write, {free:,} free. "
+        "What was committed is intact: free some space and run the same command again."
+    )
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Human-readable JSON, written all at once."""
+    write_file(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file.
+
+    Raises:
+        StoreError: missing, or not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StoreError(f"{path}: no such file.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise StoreError(f"{path}: not valid JSON ({error}).") from None
+
+
+@contextmanager
+def exclusive(folder: Path, what: str) -> Iterator[None]:
+    """Hold `folder` for this process alone; the lock goes with the process, however it ends.
+
+    Raises:
+        StoreError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{folder}: another process is writing this {what}. Wait for it, or stop it.") from None
+        yield

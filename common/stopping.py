@@ -1,0 +1,42 @@
+"""Stopping on request: the first SIGTERM or SIGINT asks, the second one leaves at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from types import FrameType
+
+EXIT_INTERRUPTED = 75
+
+
+@dataclass
+class Stop:
+    """Whether somebody has asked this process to stop, and how.
+
+    Attributes:
+        signal_name: "SIGTERM" or "SIGINT" once asked, else empty.
+    """
+
+    signal_name: str = ""
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.signal_name)
+
+    def request(self, number: int, frame: FrameType | None = None) -> None:
+        """Note the request; leave at once when it is the second."""
+        if self.asked:
+            os._exit(EXIT_INTERRUPTED)
+        self.signal_name = signal.Signals(number).name
+        sys.stderr.write(f"\n{self.signal_name}: finishing what is under way; once more to leave at once.\n")
+        sys.stderr.flush()
+
+    @classmethod
+    def on_signals(cls) -> Stop:
+        """A `Stop` wired to SIGTERM and SIGINT of this process."""
+        stop = cls()
+        signal.signal(signal.SIGTERM, stop.request)
+        signal.signal(signal.SIGINT, stop.request)
+        return stop
