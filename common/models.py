@@ -128,7 +128,7 @@ class ModelSource:
     def identity(self) -> dict[str, Any]:
         """What stands in a store's identity; a folder is known by its weights, not by where it lies."""
         if self.fingerprint is not None:
-            return {"name": Path(self.location).name, "weights": self.fingerprint}
+            return {"weights": self.fingerprint}
         return {"name": self.location, "revision": self.revision}
 
 
@@ -248,6 +248,7 @@ class LanguageModel:
         self.bridge, self.tokenizer, self.source = bridge, tokenizer, source
         self.n_layers = int(bridge.cfg.n_layers)
         self.d_model = int(bridge.cfg.d_model)
+        self.vocabulary = int(bridge.cfg.d_vocab)
         self.device = torch.device(str(bridge.cfg.device))
 
     def hook_names(self) -> list[str]:

@@ -1,0 +1,61 @@
+"""Command-line options made from a configuration's fields, so that the two cannot drift apart."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Callable
+from typing import Any
+
+import click
+from pydantic.fields import FieldInfo
+
+from common.config import Settings
+
+
+def options_from(cls: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator: one option per field; only flags that were given reach the command, as keyword arguments."""
+
+    def decorate(command: Callable[..., Any]) -> Any:
+        for name, field in reversed(cls.model_fields.items()):
+            if name not in leave_out:
+                command = option_for(name, field)(command)
+        return command
+
+    return decorate
+
+
+def option_for(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], Any]:
+    """The click option of one field: choices for a Literal, a switch for a bool, text for the rest."""
+    flag = "--" + name.replace("_", "-")
+    help_text = field.description or ""
+    default = None if field.is_required() else field.get_default()
+    if field.is_required():
+        help_text += "  [required]"
+    elif default not in (None, (), False) and not isinstance(default, bool):
+        help_text += f"  [default: {default}]"
+    kind = plain_type(field.annotation)
+    if kind is bool:
+        names = f"{flag}/--no-{name.replace('_', '-')}" if default else flag
+        return click.option(names, name, default=None, is_flag=True, help=help_text, expose_value=False, callback=keep_given)
+    if typing.get_origin(kind) is typing.Literal:
+        choices = click.Choice([str(choice) for choice in typing.get_args(kind)])
+        return click.option(flag, name, type=choices, help=help_text, expose_value=False, callback=keep_given)
+    multiple = typing.get_origin(kind) is tuple
+    metavar = "N" if kind is int or typing.get_args(kind)[:1] == (int,) else "TEXT"
+    return click.option(
+        flag, name, multiple=multiple, metavar=metavar, help=help_text, expose_value=False, callback=keep_given
+    )
+
+
+def plain_type(annotation: Any) -> Any:
+    """The type without Optional and Annotated."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
+
+
+def keep_given(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+    """Hand a value to the command only if the user gave it: the configuration owns the defaults."""
+    if value is not None and value != ():
+        context.params[str(parameter.name)] = value

@@ -1,0 +1,519 @@
+"""The store: one zarr v3 group that both tools agree on. `docs/store.md` is the law, this is its owner.
+
+A chunk file without compression *is* the C-order array, so it is written whole and mapped back, past
+zarr-python (which writes at about 0.5 GB/s); the zarr metadata beside it stays true, so that any zarr v3 reader
+sees the same arrays.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.dtypes import NUMPY
+from common.errors import ConfigError, DataError, StoreError, nearest
+from common.files import ASIDE, crc32c, fingerprint, read_json, write_file, write_json
+from common.journal import Entry, Journal
+
+FORMAT = 1
+HEADER = "granary"
+TOKENS, DOCUMENTS = "tokens", "documents"
+PADDING = -1  # in `documents`: nothing may be trained on here
+COMPRESSION = {"zstd": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}}
+
+
+def acts_array(hook: str) -> str:
+    return f"acts/{hook}"
+
+
+def norms_array(hook: str) -> str:
+    return f"norms/{hook}"
+
+
+def partial_array(hook: str) -> str:
+    return f"moments/{hook}/partial"
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the activations at one hook over the tokens that may be trained on.
+
+    Attributes:
+        count: tokens.
+        mean: E x, float64 [d_model].
+        second_moment: E x², float64 [d_model].
+        max_abs: largest |x| of any element.
+    """
+
+    count: int
+    mean: np.ndarray
+    second_moment: np.ndarray
+    max_abs: float
+
+    @property
+    def mean_squared_norm(self) -> float:
+        """E ‖x‖²."""
+        return float(self.second_moment.sum())
+
+    @property
+    def variance(self) -> float:
+        """E ‖x − E x‖², summed over dimensions."""
+        return float(self.second_moment.sum() - (self.mean**2).sum())
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a store, named so that a person can find it."""
+
+    array: str
+    chunk: int | None
+    what: str
+
+    def __str__(self) -> str:
+        where = self.array if self.chunk is None else f"{self.array} chunk {self.chunk}"
+        return f"{where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and type of one zarr array, chunked along its first axis only."""
+
+    shape: tuple[int, ...]
+    chunk_rows: int
+    dtype: str
+    compression: str | None = None
+    dimensions: tuple[str, ...] = ()
+
+    @property
+    def chunk_shape(self) -> tuple[int, ...]:
+        return (self.chunk_rows, *self.shape[1:])
+
+    @property
+    def numpy_dtype(self) -> np.dtype[Any]:
+        return NUMPY.get(self.dtype) or np.dtype(self.dtype)
+
+    @property
+    def chunk_bytes(self) -> int:
+        return math.prod(self.chunk_shape) * self.numpy_dtype.itemsize
+
+    def metadata(self) -> dict[str, Any]:
+        """The array's `zarr.json`."""
+        codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
+        if self.compression is not None:
+            settings = COMPRESSION[self.compression] | {"typesize": self.numpy_dtype.itemsize}
+            codecs.append({"name": "blosc", "configuration": settings})
+        return {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": list(self.shape),
+            "data_type": self.dtype,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.chunk_shape)}},
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": 0 if self.dtype.startswith("int") else 0.0,
+            "codecs": codecs,
+            "dimension_names": list(self.dimensions),
+            "attributes": {},
+        }
+
+
+def encode_chunk(spec: ArraySpec, data: np.ndarray) -> memoryview:
+    """The bytes of one chunk file."""
+    data = np.ascontiguousarray(data)
+    if spec.compression is None:
+        return memoryview(data.reshape(-1).view(np.uint8))
+    from numcodecs import blosc
+
+    settings = COMPRESSION[spec.compression]
+    encoded = blosc.compress(
+        data.view(f"i{data.dtype.itemsize}"), settings["cname"].encode(), settings["clevel"], blosc.BITSHUFFLE
+    )
+    return memoryview(encoded)
+
+
+def decode_chunk(spec: ArraySpec, data: bytes | mmap.mmap) -> np.ndarray:
+    """The array [chunk_rows, …] in one chunk file; over the same memory when it is not compressed."""
+    if spec.compression is None:
+        return np.frombuffer(data, spec.numpy_dtype).reshape(spec.chunk_shape)
+    from numcodecs import blosc
+
+    return np.frombuffer(blosc.decompress(bytes(data)), spec.numpy_dtype).reshape(spec.chunk_shape)
+
+
+class Store:
+    """A store on disk, for reading and (under `common.files.exclusive`) for writing.
+
+    Attributes:
+        path: the `.zarr` folder.
+        header: the `granary` attributes of the root group; `docs/store.md` lists them.
+        journal: what is committed.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+        self.path, self.header = path, header
+        self.journal = Journal(path / "journal.jsonl")
+        self._append = threading.Lock()
+
+    # ---- opening and creating -------------------------------------------------------------------------------
+
+    @classmethod
+    def open(cls, path: str | Path) -> Store:
+        """Open an existing store.
+
+        Raises:
+            StoreError: nothing there, not a Granary store, or one of a newer format.
+        """
+        path = Path(path).expanduser()
+        if not (path / "zarr.json").exists():
+            raise StoreError(f"{path}: no store here. 'harvest list' shows the stores there are.")
+        header = read_json(path / "zarr.json").get("attributes", {}).get(HEADER)
+        if not isinstance(header, dict):
+            raise StoreError(f"{path}: a zarr group, but not one that harvest wrote.")
+        if header.get("format") != FORMAT:
+            raise StoreError(
+                f"{path}: store format {header.get('format')}, this version reads {FORMAT}. Install a newer Granary."
+            )
+        return cls(path, header)
+
+    @classmethod
+    def create(cls, path: Path, header: dict[str, Any]) -> Store:
+        """A new, empty store; the group's metadata is the first thing on disk."""
+        path.mkdir(parents=True, exist_ok=True)
+        store = cls(path, {"format": FORMAT, "hooks": {}, **header, "id": fingerprint(header["identity"])})
+        store.write_metadata()
+        return store
+
+    def write_metadata(self) -> None:
+        """Write the group and array metadata for the header as it stands, arrays first."""
+        for name in self.array_names():
+            write_json(self.path / name / "zarr.json", self.spec(name).metadata())
+        for group in self._groups():
+            write_json(self.path / group / "zarr.json", _group_metadata({}))
+        write_json(self.path / "zarr.json", _group_metadata({HEADER: self.header}))
+
+    def _groups(self) -> list[str]:
+        if not self.hooks:
+            return []
+        return ["acts", "norms", "moments", *(f"moments/{hook}" for hook in self.hooks)]
+
+    # ---- what it holds --------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """sha256 of the identity: two stores with one id hold the same sequences."""
+        return str(self.header["id"])
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return dict(self.header["identity"])
+
+    @property
+    def context(self) -> int:
+        """Tokens per sequence."""
+        return int(self.identity["context"])
+
+    @property
+    def chunk_sequences(self) -> int:
+        return int(self.identity["chunk_sequences"])
+
+    @property
+    def n_sequences(self) -> int:
+        """Sequences planned; what is committed may still be less."""
+        return int(self.header["n_sequences"])
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-self.n_sequences // self.chunk_sequences)
+
+    @property
+    def special_tokens(self) -> list[int]:
+        """Ids of BOS, EOS, padding and the like: left out of training and of every metric."""
+        return list(self.header["special_tokens"])
+
+    @property
+    def hooks(self) -> dict[str, dict[str, Any]]:
+        """Hook name to {"d_model", "dtype", "id"}."""
+        return dict(self.header["hooks"])
+
+    def hook(self, name: str | None = None) -> str:
+        """`name` if the store has it, or the only hook when none is named.
+
+        Raises:
+            ConfigError: no such hook, or several to choose from.
+        """
+        if name is None and len(self.hooks) == 1:
+            return next(iter(self.hooks))
+        if name is None:
+            raise ConfigError(f"{self.path}: it holds {len(self.hooks)} hooks; choose one with --hook.{nearest('', self.hooks)}")
+        if name not in self.hooks:
+            raise ConfigError(f"{self.path}: no hook '{name}'.{nearest(name, self.hooks)}")
+        return name
+
+    def d_model(self, hook: str) -> int:
+        return int(self.hooks[hook]["d_model"])
+
+    def array_names(self) -> list[str]:
+        names = [TOKENS, DOCUMENTS]
+        for hook in self.hooks:
+            names += [acts_array(hook), norms_array(hook), partial_array(hook)]
+        return names
+
+    def spec(self, array: str) -> ArraySpec:
+        """Shape, type and chunks of one of the store's arrays."""
+        axes = ("sequence", "position")
+        rows = (self.n_sequences, self.context)
+        if array in (TOKENS, DOCUMENTS):
+            return ArraySpec(rows, self.chunk_sequences, "int32", dimensions=axes)
+        kind, _, rest = array.partition("/")
+        if kind == "norms":
+            return ArraySpec(rows, self.chunk_sequences, "float32", dimensions=axes)
+        if kind == "acts":
+            info = self.hooks[rest]
+            shape = (*rows, int(info["d_model"]))
+            compression = self.identity["compression"]
+            return ArraySpec(shape, self.chunk_sequences, info["dtype"], compression, (*axes, "dimension"))
+        hook = rest.removesuffix("/partial")
+        return ArraySpec((self.n_chunks, 2, self.d_model(hook)), 1, "float64", dimensions=("chunk", "sum", "dimension"))
+
+    def sequences_in(self, chunk: int) -> int:
+        """True sequences of a chunk; only the last one may have fewer than `chunk_sequences`."""
+        return min(self.chunk_sequences, self.n_sequences - chunk * self.chunk_sequences)
+
+    # ---- chunks ---------------------------------------------------------------------------------------------
+
+    def chunk_path(self, array: str, chunk: int) -> Path:
+        axes = len(self.spec(array).shape)
+        return self.path.joinpath(array, "c", str(chunk), *["0"] * (axes - 1))
+
+    def committed(self, array: str) -> list[int]:
+        """Numbers of the committed chunks of `array` that are up to date, in order."""
+        return [
+            chunk
+            for chunk, entry in self.journal.of(array).items()
+            if chunk < self.n_chunks and entry.sequences == self.sequences_in(chunk)
+        ]
+
+    def usable_chunks(self, hook: str) -> list[int]:
+        """Chunks whose tokens and activations at `hook` are all committed."""
+        wanted = (TOKENS, DOCUMENTS, acts_array(hook), norms_array(hook), partial_array(hook))
+        sets = [set(self.committed(array)) for array in wanted]
+        return sorted(set.intersection(*sets))
+
+    def commit(self, chunks: Sequence[tuple[str, int, np.ndarray, dict[str, Any]]]) -> None:
+        """Write chunk files (array, chunk, data [rows ≤ chunk_rows, …], extra), then one journal append for all.
+
+        Short data is padded with zeros (`documents`: with -1) to the full chunk. Threads may commit at once.
+
+        Raises:
+            StoreError: the disk is full; what was committed before is intact.
+        """
+        entries = []
+        for array, chunk, data, extra in chunks:
+            spec = self.spec(array)
+            if len(data) < spec.chunk_rows:
+                padded = np.full(spec.chunk_shape, PADDING if array == DOCUMENTS else 0, spec.numpy_dtype)
+                padded[: len(data)] = data
+                data = padded
+            encoded = encode_chunk(spec, data)
+            write_file(self.chunk_path(array, chunk), encoded)
+            entries.append(
+                Entry(
+                    array=array,
+                    chunk=chunk,
+                    crc32c=crc32c(np.frombuffer(encoded, np.uint8)),
+                    size_bytes=len(encoded),
+                    sequences=self.sequences_in(chunk),
+                    extra=extra,
+                )
+            )
+        with self._append:
+            self.journal.append(entries)
+
+    def check_size(self, array: str, chunk: int) -> str | None:
+        """What is wrong with a committed chunk file judging by its length alone, or None."""
+        entry = self.journal.entries[array, chunk]
+        try:
+            size = self.chunk_path(array, chunk).stat().st_size
+        except FileNotFoundError:
+            return "the file is missing, but the journal has it"
+        if size != entry.size_bytes:
+            return f"{size:,} bytes, but the journal says {entry.size_bytes:,}"
+        return None
+
+    def map_chunk(self, array: str, chunk: int, verify: bool = False) -> np.ndarray:
+        """A committed chunk as an array [chunk_rows, …]: the mapped file, or its decoded bytes if compressed.
+
+        Raises:
+            StoreError: not committed, missing, of the wrong length or (with `verify`) not matching its checksum.
+        """
+        entry = self.journal.entries.get((array, chunk))
+        if entry is None:
+            raise StoreError(f"{self.path} {array} chunk {chunk}: not harvested yet.")
+        wrong = self.check_size(array, chunk)
+        if wrong is not None:
+            raise self.damaged(array, chunk, wrong)
+        with self.chunk_path(array, chunk).open("rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if verify:
+            self.check_bytes(entry, np.frombuffer(data, np.uint8))
+        return decode_chunk(self.spec(array), data)
+
+    def check_bytes(self, entry: Entry, data: np.ndarray) -> None:
+        """Compare a chunk's bytes with the journal.
+
+        Raises:
+            StoreError: they differ.
+        """
+        found = crc32c(data)
+        if found != entry.crc32c:
+            raise self.damaged(
+                entry.array, entry.chunk, f"checksum {found} but the journal says {entry.crc32c}"
+            )
+
+    def damaged(self, array: str, chunk: int, what: str) -> StoreError:
+        return StoreError(f"{self.path} {array} chunk {chunk}: {what}. Run: harvest verify {self.path} --repair")
+
+    def rows(self, array: str, start: int, stop: int) -> np.ndarray:
+        """Sequences `start` to `stop` of `array`, copied together from as many chunks as it takes.
+
+        Raises:
+            DataError: outside the store.
+            StoreError: a chunk is not harvested or damaged.
+        """
+        if not 0 <= start < stop <= self.n_sequences:
+            raise DataError(f"{self.path}: sequences {start} to {stop} asked for, there are {self.n_sequences:,}.")
+        size = self.chunk_sequences
+        pieces = []
+        for chunk in range(start // size, (stop - 1) // size + 1):
+            first = chunk * size
+            pieces.append(self.map_chunk(array, chunk)[max(start - first, 0) : stop - first])
+        return np.concatenate(pieces)
+
+    def moments(self, hook: str, chunks: Sequence[int] | None = None) -> Moments:
+        """Moments at `hook` over all usable chunks or the ones named, merged in chunk order from partial sums."""
+        array = partial_array(hook)
+        total = np.zeros((2, self.d_model(hook)))
+        count, max_abs = 0, 0.0
+        for chunk in self.usable_chunks(hook) if chunks is None else sorted(chunks):
+            total += self.map_chunk(array, chunk, verify=True)[0]
+            extra = self.journal.entries[array, chunk].extra
+            count, max_abs = count + extra["count"], max(max_abs, extra["max_abs"])
+        if count == 0:
+            raise DataError(f"{self.path}: no token of {hook} may be trained on yet.")
+        return Moments(count, total[0] / count, total[1] / count, max_abs)
+
+    # ---- checking -------------------------------------------------------------------------------------------
+
+    def problems(self, thorough: bool = True) -> Iterator[Problem]:
+        """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges.
+
+        Chunks that are simply not harvested yet are no problem.
+        """
+        for number in self.journal.damaged_lines:
+            yield Problem("journal.jsonl", None, f"line {number} does not match its checksum")
+        if self.journal.torn_bytes:
+            yield Problem("journal.jsonl", None, f"unfinished last line ({self.journal.torn_bytes} bytes)")
+        known = set(self.array_names())
+        for (array, chunk), entry in sorted(self.journal.entries.items()):
+            if array not in known or chunk >= self.n_chunks:
+                continue
+            wrong = self.check_size(array, chunk)
+            if wrong is None and thorough:
+                wrong = self._check_content(entry)
+            if wrong is not None:
+                yield Problem(array, chunk, wrong)
+
+    def _check_content(self, entry: Entry) -> str | None:
+        data = self.chunk_path(entry.array, entry.chunk).read_bytes()
+        found = crc32c(data)
+        if found != entry.crc32c:
+            return f"checksum {found} but the journal says {entry.crc32c}"
+        values = decode_chunk(self.spec(entry.array), data)[: entry.sequences]
+        if entry.array == TOKENS:
+            low, high, size = int(values.min()), int(values.max()), int(self.header["vocabulary"])
+            return None if low >= 0 and high < size else f"token ids {low} to {high}, the vocabulary has {size:,}"
+        if entry.array.startswith("acts/"):
+            bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float32, copy=False))))
+            return f"{bad:,} values are not finite" if bad else None
+        return None
+
+    def leftovers(self) -> list[Path]:
+        """Files aside that a kill left behind; they never count and may be deleted."""
+        return sorted(self.path.rglob(f"*{ASIDE}"))
+
+    # ---- for people -----------------------------------------------------------------------------------------
+
+    def sequences(self, start: int, stop: int, hook: str | None = None) -> dict[str, np.ndarray]:
+        """Sequences `start` to `stop` with their context.
+
+        Returns:
+            tokens, documents int32 [n, context]; activations [n, context, d_model] in the storage type
+            (`ml_dtypes.bfloat16` by default; `.astype("float32")` for arithmetic).
+        """
+        name = self.hook(hook)
+        return {
+            "tokens": self.rows(TOKENS, start, stop),
+            "documents": self.rows(DOCUMENTS, start, stop),
+            "activations": self.rows(acts_array(name), start, stop),
+        }
+
+    def zarr(self) -> Any:
+        """The store as a `zarr.Group`, for everything zarr-python can do."""
+        import zarr
+
+        return zarr.open_group(self.path, mode="r")
+
+
+def _group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
+
+
+def difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, one `key: stored → asked` each, nested keys with dots."""
+    lines = []
+    for key in sorted(stored.keys() | asked.keys()):
+        ours, theirs = stored.get(key), asked.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines += difference(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {_short(ours)} → {_short(theirs)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading.
+
+    Raises:
+        StoreError: nothing there, or not a Granary store.
+    """
+    return Store.open(path)
+
+
+def write_summary(store: Store, hook: str) -> None:
+    """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` as small zarr arrays."""
+    moments = store.moments(hook)
+    values = {
+        "count": np.array([moments.count], np.float64),
+        "mean": moments.mean,
+        "second_moment": moments.second_moment,
+        "mean_squared_norm": np.array([moments.mean_squared_norm]),
+        "max_abs": np.array([moments.max_abs]),
+    }
+    for name, value in values.items():
+        folder = store.path / "moments" / hook / name
+        spec = ArraySpec(value.shape, len(value), "float64")
+        write_file(folder / "c" / "0", encode_chunk(spec, value.astype(np.float64)))
+        metadata = spec.metadata()
+        metadata.pop("dimension_names")
+        write_json(folder / "zarr.json", metadata)

@@ -1,0 +1,113 @@
+"""The `harvest` command line: options are made from `HarvestConfig`, commands call the library and print."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import click
+
+from common.config import build
+from common.console import emit_json, format_bytes, say, table
+from common.errors import StoreError
+from common.options import options_from
+from common.store import Store
+from harvest.config import HarvestConfig
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def cli() -> None:
+    """Run a language model over a corpus and keep its activations: harvest once, train for ever.
+
+    \b
+    harvest run --model demo --layer 3 --tokens 1M
+    harvest run --model gemma-2-2b --layer 19 --corpus monology/pile-uncopyrighted --tokens 100M
+    """
+
+
+@cli.command()
+@options_from(HarvestConfig)
+@click.option("--dry-run", is_flag=True, help="Print sequences, bytes, free disk, speed and time; write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON record on stdout.")
+@click.pass_obj
+def run(stop: Any, dry_run: bool, as_json: bool, **flags: Any) -> None:
+    """Harvest activations into a store; the same command goes on after any stop.
+
+    \b
+    harvest run --model demo --layer 3 --tokens 1M
+    harvest run --model ./my-model --hook blocks.2.hook_mlp_out --corpus texts/ --tokens 20M --out cache/mine.zarr
+    """
+    from harvest.run import describe_dry_run, harvest
+    from harvest.run import dry_run as plan_only
+
+    config = build(HarvestConfig, flags, "harvest run")
+    if dry_run:
+        facts = plan_only(config)
+        emit_json(facts) if as_json else table("harvest run --dry-run", ("", ""), describe_dry_run(facts))
+        return
+    outcome = harvest(config, stop)
+    if as_json:
+        emit_json(dataclasses.asdict(outcome))
+    else:
+        now = f" ({outcome.tokens_per_s:,.0f} tokens/s)" if outcome.tokens_per_s else ", nothing left to do"
+        say(f"{outcome.path}: {outcome.tokens:,} tokens at {', '.join(outcome.hooks)}, {format_bytes(outcome.bytes)}{now}")
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--texts", default=2, show_default=True, help="Sequences to decode, if the tokenizer is at hand.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON record instead of tables.")
+def info(path: Path, texts: int, as_json: bool) -> None:
+    """Show a store: identity, progress, hooks, moments, first texts."""
+    from harvest.info import describe, first_texts
+
+    store = Store.open(path)
+    facts = describe(store) | {"first_texts": first_texts(store, texts)}
+    if as_json:
+        emit_json(facts)
+        return
+    rows = [(key, value) for key, value in facts.items() if key not in ("hooks", "identity", "first_texts")]
+    table(str(path), ("", ""), rows)
+    table("identity", ("", ""), list(facts["identity"].items()))
+    columns = ("hook", "d_model", "chunks", "mean ‖x‖²", "variance share", "max |x|")
+    table("hooks", columns, [[hook[column] for column in ("hook", "d_model", "chunks", "mean_squared_norm", "variance_share", "max_abs")] for hook in facts["hooks"]])  # fmt: skip
+    for number, text in enumerate(facts["first_texts"]):
+        click.echo(f"sequence {number}: {text!r}")
+
+
+@cli.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--repair", is_flag=True, help="Harvest the damaged chunks again, and only those.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON record instead of lines.")
+@click.pass_obj
+def verify(stop: Any, path: Path, repair: bool, as_json: bool) -> None:
+    """Check every committed chunk against the journal; exit 3 if something is wrong."""
+    from harvest.verify import repair as mend
+    from harvest.verify import verify as check
+
+    report = mend(path, stop) if repair else check(path)
+    if as_json:
+        emit_json(dataclasses.asdict(report))
+    else:
+        for problem in report.problems:
+            click.echo(str(problem))
+        left = f", {report.missing} not harvested yet" if report.missing else ""
+        click.echo(f"{path}: {report.checked:,} chunk files checked, {len(report.problems)} problems{left}")
+    if report.problems:
+        raise StoreError(f"{path}: {len(report.problems)} problems. Run: harvest verify {path} --repair")
+
+
+@cli.command(name="list")
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("cache"))
+@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+def list_stores(folder: Path, as_json: bool) -> None:
+    """List the stores under FOLDER (default: cache)."""
+    from harvest.info import describe
+
+    stores = [describe(Store.open(path.parent)) for path in sorted(folder.rglob("*.zarr/zarr.json"))]
+    if as_json:
+        emit_json(stores)
+        return
+    rows = [(s["path"], s["model"], ", ".join(h["hook"] for h in s["hooks"]), s["tokens"], s["harvested"], s["size"]) for s in stores]  # fmt: skip
+    table(f"stores in {folder}/", ("store", "model", "hooks", "tokens", "harvested", "size"), rows)

@@ -1,0 +1,75 @@
+"""What `harvest run` can be told. The command line is made from these fields, one option each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Count, Settings
+from common.corpus import CorpusOptions
+
+
+class HarvestConfig(Settings):
+    """One harvest. Every field is an option of `harvest run` (underscores become dashes)."""
+
+    model: str = Field(description="Hub name or short name (gemma-2-2b, pythia-70m, gpt2), a local folder, or 'demo'.")
+    revision: str | None = Field(None, description="Hub revision of the model.")
+    tokenizer: str | None = Field(None, description="Another tokenizer: hub name, folder, or 'bytes'.")
+    layer: tuple[int, ...] = Field((), description="Residual stream after this block; may be given several times.")
+    hook: tuple[str, ...] = Field((), description="A TransformerLens hook name; may be given several times.")
+    corpus: str = Field("stdlib", description="Hub data set, local .txt/.jsonl/.parquet file or folder, or 'stdlib'.")
+    corpus_config: str | None = Field(None, description="Configuration of a hub data set.")
+    corpus_revision: str | None = Field(None, description="Revision of a hub data set.")
+    split: str = Field("train", description="Split of a hub data set; stdlib has train and heldout.")
+    column: str = Field("text", description="Field with the text, in .jsonl, .parquet and hub data sets.")
+    separator: str | None = Field(None, description="Splits .txt files into documents, e.g. '<|endoftext|>'; \\n works.")
+    tokens: Count = Field(10_000_000, gt=0, description="Positions to harvest, rounded up to whole sequences.")
+    context: Count = Field(128, gt=1, description="Tokens per sequence, as the model sees them.")
+    packing: Literal["packed", "document"] = Field(
+        "packed", description="packed: documents end to end, BOS between; document: one per sequence, cut and padded."
+    )
+    bos: bool = Field(True, description="BOS first in every sequence and between documents, if the model has one.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Storage type of activations.")
+    model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type the model computes in; auto: float32 on a CPU, bfloat16 on a GPU."
+    )
+    device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
+    batch_size: Count = Field(32, gt=0, description="Sequences per forward pass; halved when memory runs out.")
+    chunk_sequences: Count | None = Field(None, gt=0, description="Sequences per chunk; default: chunks of about 64 MiB.")
+    compression: Literal["none", "zstd"] = Field(
+        "none", description="zstd (with bitshuffle) for archives: smaller, but read far slower than mapped files."
+    )
+    on_nonfinite: Literal["error", "mask"] = Field(
+        "error", description="A NaN or infinite activation: stop, or store zeros and leave the position out of training."
+    )
+    allow_fewer: bool = Field(False, description="Take what there is when the corpus has fewer tokens than asked for.")
+    max_bytes: Count | None = Field(None, gt=0, description="Refuse to start when the store would be larger than this.")
+    writers: int = Field(2, gt=0, description="Threads that checksum and write chunks.")
+    seed: int = Field(0, description="Order of a corpus's files (local) or shards (hub).")
+    out: Path | None = Field(None, description="The store; default cache/<model>.zarr.")
+
+    @model_validator(mode="after")
+    def _hooks_named(self) -> HarvestConfig:
+        if not self.layer and not self.hook:
+            raise ValueError("name at least one --layer or --hook")
+        return self
+
+    def corpus_options(self) -> CorpusOptions:
+        separator = self.separator.encode().decode("unicode_escape") if self.separator else None
+        return CorpusOptions(
+            name=self.corpus,
+            config=self.corpus_config,
+            split=self.split,
+            revision=self.corpus_revision,
+            column=self.column,
+            separator=separator,
+            seed=self.seed,
+        )
+
+    def store_path(self) -> Path:
+        """Where the store goes: `--out`, or `cache/<model>.zarr`."""
+        if self.out is not None:
+            return self.out if self.out.suffix == ".zarr" else self.out.with_name(self.out.name + ".zarr")
+        return Path("cache") / f"{Path(self.model).name}.zarr"

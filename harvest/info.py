@@ -1,0 +1,62 @@
+"""What can be said of a store without a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from common.console import format_bytes
+from common.errors import GranaryError
+from common.models import find_model, load_tokenizer
+from common.store import TOKENS, Store
+
+
+def describe(store: Store) -> dict[str, Any]:
+    """Identity, progress, hooks with their moments, and size."""
+    hooks = [describe_hook(store, hook) for hook in store.hooks]
+    done = sum(hook["chunks"] for hook in hooks)
+    share = done / (store.n_chunks * len(hooks)) if hooks and store.n_chunks else 0.0
+    return {
+        "path": str(store.path),
+        "id": store.id,
+        "model": store.header["settings"]["model"],
+        "sequences": store.n_sequences,
+        "context": store.context,
+        "tokens": store.n_sequences * store.context,
+        "chunk_sequences": store.chunk_sequences,
+        "chunks": store.n_chunks,
+        "harvested": f"{100 * share:.0f} %",
+        "size": format_bytes(sum(entry.size_bytes for entry in store.journal.entries.values())),
+        "special_tokens": store.special_tokens,
+        "hooks": hooks,
+        "identity": store.identity,
+    }
+
+
+def describe_hook(store: Store, hook: str) -> dict[str, Any]:
+    """One hook: width, committed chunks, and its moments as far as they go."""
+    chunks = store.usable_chunks(hook)
+    facts: dict[str, Any] = {"hook": hook, "d_model": store.d_model(hook), "chunks": len(chunks)}
+    if not chunks:
+        return facts | {"trainable_tokens": 0, "mean_squared_norm": None, "variance_share": None, "max_abs": None}
+    moments = store.moments(hook)
+    return facts | {
+        "trainable_tokens": moments.count,
+        "mean_squared_norm": moments.mean_squared_norm,
+        "variance_share": moments.variance / max(moments.mean_squared_norm, 1e-300),
+        "max_abs": moments.max_abs,
+    }
+
+
+def first_texts(store: Store, n: int) -> list[str]:
+    """The first sequences as text, where the tokenizer can be had; otherwise their ids."""
+    n = min(n, store.n_sequences if 0 in store.committed(TOKENS) else 0)
+    if n <= 0:
+        return []
+    rows = store.rows(TOKENS, 0, n)
+    settings = store.header["settings"]
+    try:
+        source = find_model(settings["model"], settings["revision"])
+        tokenizer = load_tokenizer(source, int(store.header["vocabulary"]), settings["tokenizer"])
+    except GranaryError:
+        return [" ".join(str(token) for token in row) for row in rows]
+    return [tokenizer.decode([int(token) for token in row]) for row in rows]

@@ -1,0 +1,75 @@
+"""Find what is wrong with a store, and harvest again exactly those chunks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.console import say
+from common.files import exclusive
+from common.stopping import Stop
+from common.store import Problem, Store
+from harvest.run import forward, missing_chunks, plan_for_repair, tokenise
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes:
+        problems: each with array, chunk and what is wrong.
+        checked: committed chunk files looked at.
+        missing: chunks not harvested yet, over all hooks: no problem, `harvest run` goes on.
+    """
+
+    problems: list[Problem]
+    checked: int
+    missing: int
+
+
+def verify(path: Path) -> Report:
+    """Check every committed chunk: present, whole, checksum, finite, token ids in range; and the journal itself."""
+    store = Store.open(path)
+    return Report(list(store.problems()), len(store.journal.entries), count_missing(store))
+
+
+def count_missing(store: Store) -> int:
+    return sum(store.n_chunks - len(store.usable_chunks(hook)) for hook in store.hooks)
+
+
+def repair(path: Path, stop: Stop) -> Report:
+    """Harvest the damaged chunks again, with the model and texts that made them, then verify once more.
+
+    Raises:
+        StoreError: the model or the corpus is no longer what made the store.
+    """
+    store = Store.open(path)
+    problems = list(store.problems())
+    if problems:
+        with exclusive(path, "store"):
+            mend(store, problems, stop)
+    return verify(path)
+
+
+def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
+    """Drop what is damaged from the journal, then do just those chunks again."""
+    plan = plan_for_repair(store)
+    damaged = {(problem.array, problem.chunk) for problem in problems if problem.chunk is not None}
+    damaged |= lost_chunks(store)
+    before = {key: store.journal.entries[key].crc32c for key in damaged if key in store.journal.entries}
+    store.journal.rewrite(drop=damaged)
+    chunks = {chunk for _, chunk in damaged}
+    tokenise(plan, store, stop, only=chunks)
+    todo = {chunk: hooks for chunk, hooks in missing_chunks(store, list(store.hooks)).items() if chunk in chunks}
+    forward(plan, store, stop, todo, 0.0)
+    for (array, chunk), old in sorted(before.items()):
+        if store.journal.entries[array, chunk].crc32c != old:
+            say(f"{store.path} {array} chunk {chunk}: repaired, but this machine computes other bytes than the first time")
+
+
+def lost_chunks(store: Store) -> set[tuple[str, int]]:
+    """Chunks that lie on disk but whose journal line is damaged: they count as not there."""
+    if not store.journal.damaged_lines:
+        return set()
+    every = {(array, chunk) for array in store.array_names() for chunk in range(store.n_chunks)}
+    return {key for key in every - set(store.journal.entries) if store.chunk_path(*key).exists()}
