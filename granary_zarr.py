@@ -1,7 +1,10 @@
-"""bfloat16 for zarr-python, which does not know it (3.1): found through the `zarr.data_type` entry point.
+"""bfloat16 for zarr-python, which does not know it (3.1). The name is the one in the zarr-extensions registry.
 
-Stands alone, so that a program that only reads zarr arrays loads nothing else of Granary. The name is the one
-in the zarr-extensions registry, the numpy side is ml_dtypes.
+zarr-python finds this module through entry points. `zarr.data_type` is the one meant for it, but no 3.1 release
+ever loads that group (its registry's lazy load is never called); `zarr.buffer` is loaded before the first byte of
+any store is read, so its entry hands zarr its own CPU buffer again and registers the type on the way.
+
+Stands alone, so that a program that only reads zarr arrays loads nothing else of Granary.
 """
 
 from __future__ import annotations
@@ -11,7 +14,10 @@ from typing import Any, ClassVar, Self
 
 import ml_dtypes
 import numpy as np
-from zarr.dtype import Float16
+from zarr.core.buffer.cpu import Buffer
+from zarr.dtype import DataTypeValidationError, Float16, data_type_registry
+
+__all__ = ["BFloat16", "Buffer"]
 
 _NUMPY = np.dtype(ml_dtypes.bfloat16)
 
@@ -27,8 +33,11 @@ class BFloat16(Float16):
     @classmethod
     def from_native_dtype(cls, dtype: Any) -> Self:
         if dtype != _NUMPY:
-            raise TypeError(f"expected {_NUMPY}, got {dtype}")
+            raise DataTypeValidationError(f"expected {_NUMPY}, got {dtype}")
         return cls()
 
     def to_native_dtype(self) -> Any:
         return _NUMPY
+
+
+data_type_registry.register("bfloat16", BFloat16)

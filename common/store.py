@@ -25,6 +25,7 @@ from common.journal import Entry, Journal
 FORMAT = 1
 HEADER = "granary"
 TOKENS, DOCUMENTS = "tokens", "documents"
+SUMMARY = ("count", "mean", "second_moment", "mean_squared_norm", "max_abs")
 PADDING = -1  # in `documents`: nothing may be trained on here
 COMPRESSION = {"zstd": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}}
 
@@ -191,11 +192,14 @@ class Store:
 
     def write_metadata(self) -> None:
         """Write the group and array metadata for the header as it stands, arrays first."""
-        for name in self.array_names():
-            write_json(self.path / name / "zarr.json", self.spec(name).metadata())
-        for group in self._groups():
-            write_json(self.path / group / "zarr.json", _group_metadata({}))
-        write_json(self.path / "zarr.json", _group_metadata({HEADER: self.header}))
+        nodes = {name: self.spec(name).metadata() for name in self.array_names()}
+        nodes |= {group: _group_metadata({}) for group in self._groups()}
+        for name, metadata in nodes.items():
+            write_json(self.path / name / "zarr.json", metadata)
+        root = _group_metadata({HEADER: self.header})
+        # consolidated: readers list the arrays without walking the folder, where the journal is no zarr node
+        root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": nodes}
+        write_json(self.path / "zarr.json", root)
 
     def _groups(self) -> list[str]:
         if not self.hooks:
@@ -262,6 +266,8 @@ class Store:
         names = [TOKENS, DOCUMENTS]
         for hook in self.hooks:
             names += [acts_array(hook), norms_array(hook), partial_array(hook)]
+            if self.hooks[hook]["summarised"]:
+                names += [f"moments/{hook}/{name}" for name in SUMMARY]
         return names
 
     def spec(self, array: str) -> ArraySpec:
@@ -278,8 +284,12 @@ class Store:
             shape = (*rows, int(info["d_model"]))
             compression = self.identity["compression"]
             return ArraySpec(shape, self.chunk_sequences, info["dtype"], compression, (*axes, "dimension"))
-        hook = rest.removesuffix("/partial")
-        return ArraySpec((self.n_chunks, 2, self.d_model(hook)), 1, "float64", dimensions=("chunk", "sum", "dimension"))
+        hook, _, name = rest.rpartition("/")
+        if name == "partial":
+            shape = (self.n_chunks, 2, self.d_model(hook))
+            return ArraySpec(shape, 1, "float64", dimensions=("chunk", "sum", "dimension"))
+        size = self.d_model(hook) if name in ("mean", "second_moment") else 1
+        return ArraySpec((size,), size, "float64", dimensions=("dimension",))
 
     def sequences_in(self, chunk: int) -> int:
         """True sequences of a chunk; only the last one may have fewer than `chunk_sequences`."""
@@ -500,20 +510,14 @@ def open_store(path: str | Path) -> Store:
     return Store.open(path)
 
 
-def write_summary(store: Store, hook: str) -> None:
-    """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` as small zarr arrays."""
-    moments = store.moments(hook)
-    values = {
-        "count": np.array([moments.count], np.float64),
-        "mean": moments.mean,
-        "second_moment": moments.second_moment,
-        "mean_squared_norm": np.array([moments.mean_squared_norm]),
-        "max_abs": np.array([moments.max_abs]),
-    }
-    for name, value in values.items():
-        folder = store.path / "moments" / hook / name
-        spec = ArraySpec(value.shape, len(value), "float64")
-        write_file(folder / "c" / "0", encode_chunk(spec, value.astype(np.float64)))
-        metadata = spec.metadata()
-        metadata.pop("dimension_names")
-        write_json(folder / "zarr.json", metadata)
+def write_summary(store: Store, hooks: Sequence[str]) -> None:
+    """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` for other readers."""
+    for hook in hooks:
+        moments = store.moments(hook)
+        for name in SUMMARY:
+            array = f"moments/{hook}/{name}"
+            value = np.atleast_1d(np.asarray(getattr(moments, name), np.float64))
+            write_file(store.path / array / "c" / "0", encode_chunk(store.spec(array), value))
+    done = {hook: info | {"summarised": True} if hook in hooks else info for hook, info in store.hooks.items()}
+    store.header = store.header | {"hooks": done}
+    store.write_metadata()

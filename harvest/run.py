@@ -232,7 +232,9 @@ def prepare_store(plan: Plan) -> Store:
     for leftover in store.leftovers():
         leftover.unlink()
     header = store.header | {"n_sequences": sequences_to_hold(plan, store)}
-    header["hooks"] = header["hooks"] | {hook: hook_header(store, plan, hook) for hook in plan.widths}
+    header["hooks"] = header["hooks"] | {
+        hook: hook_header(store, plan, hook) for hook in plan.widths if hook not in header["hooks"]
+    }
     header["settings"] = header["settings"] | {"batch_size": header["settings"]["batch_size"] or plan.config.batch_size}
     if header != store.header:
         store.header = header
@@ -271,6 +273,7 @@ def hook_header(store: Store, plan: Plan, hook: str) -> dict[str, Any]:
         "d_model": plan.widths[hook],
         "dtype": plan.identity["dtype"],
         "id": fingerprint({"store": store.id, "hook": hook}),
+        "summarised": False,
     }
 
 
@@ -417,8 +420,7 @@ def forward(plan: Plan, store: Store, stop: Stop, todo: dict[int, list[str]], to
         )
     if todo:
         progress.close(harvested, describe(harvested, bound, waited, seconds))
-    for hook in plan.widths:
-        write_summary(store, hook)
+    write_summary(store, list(plan.widths))
     return outcome(plan, store, harvested, {"tokenise": tokenise_s, "forward": seconds}, waited, nonfinite)
 
 
