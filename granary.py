@@ -40,7 +40,7 @@ def _claim(name: str) -> None:
         where = getattr(known, "__file__", None)
         if where is None or Path(where).resolve().parent != folder / name:
             raise ImportError(
-                f"granary: a package '{name}' was already imported from {where}. Import granary before your own '{name}'."
+                f"granary: another package '{name}' was already imported, from {where}. Import granary before it."
             )
         return
     spec = PathFinder.find_spec(name, [str(folder)])

@@ -52,9 +52,12 @@ def build(cls: type[S], values: dict[str, Any], where: str) -> S:
         return cls(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"]) or cls.__name__
+        name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing":
+            raise ConfigError(f"{where}: --{name.replace('_', '-')} is needed.") from None
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{where}: {name} = {first['input']!r}: {message}") from None
+        value = f"{name} = {first['input']!r}: " if name else ""
+        raise ConfigError(f"{where}: {value}{message}") from None
 
 
 def read_toml(path: Path) -> dict[str, Any]:

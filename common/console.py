@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.errors import GranaryError
+from common.files import finite
 from common.stopping import Stop
 
 LINE_EVERY_S = 10.0
@@ -39,7 +40,7 @@ def say(message: str) -> None:
 
 
 def emit_json(value: Any) -> None:
-    click.echo(json.dumps(value, allow_nan=False))
+    click.echo(json.dumps(finite(value), allow_nan=False))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -5,11 +5,13 @@ bfloat16 has no numpy type of its own: ml_dtypes lends one, and torch is reached
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import torch
 
-NUMPY = {
+NUMPY: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),

@@ -233,7 +233,9 @@ def load_tokenizer(source: ModelSource, vocabulary: int, override: str | None = 
             tokenizer = HfTokenizer(AutoTokenizer.from_pretrained(str(location), revision=revision))
     except Exception as error:
         first = str(error).splitlines()[0] if str(error) else ""
-        raise ConfigError(f"--tokenizer {location}: cannot be loaded ({type(error).__name__}: {first[:160]}).") from None
+        raise ConfigError(
+            f"--tokenizer {location}: cannot be loaded ({type(error).__name__}: {first[:160]})."
+        ) from None
     if tokenizer.size > vocabulary and max(tokenizer.tokenizer.get_vocab().values()) >= vocabulary:
         raise ConfigError(
             f"--tokenizer {location}: {tokenizer.size:,} ids, but the model embeds {vocabulary:,}. Is it this model's?"
@@ -328,16 +330,14 @@ def layer_of(hook: str) -> int | None:
     return int(match[1]) if match else None
 
 
-def load_model(
-    source: ModelSource, device: str, dtype: str = "float32", tokenizer: str | None = None
-) -> LanguageModel:
+def load_model(source: ModelSource, device: str, dtype: str = "float32", tokenizer: str | None = None) -> LanguageModel:
     """Load the model and its tokenizer onto `device`, in evaluation mode, with no gradient.
 
     Raises:
         ConfigError: the architecture is not supported, files are missing or broken, or the tokenizer does not fit.
     """
-    from transformers import AutoConfig
     from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoConfig
 
     try:
         with quiet():

@@ -37,7 +37,9 @@ def option_for(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], An
     kind = plain_type(field.annotation)
     if kind is bool:
         names = f"{flag}/--no-{name.replace('_', '-')}" if default else flag
-        return click.option(names, name, default=None, is_flag=True, help=help_text, expose_value=False, callback=keep_given)
+        return click.option(
+            names, name, default=None, is_flag=True, help=help_text, expose_value=False, callback=keep_given
+        )
     if typing.get_origin(kind) is typing.Literal:
         choices = click.Choice([str(choice) for choice in typing.get_args(kind)])
         return click.option(flag, name, type=choices, help=help_text, expose_value=False, callback=keep_given)

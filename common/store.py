@@ -27,7 +27,9 @@ HEADER = "granary"
 TOKENS, DOCUMENTS = "tokens", "documents"
 SUMMARY = ("count", "mean", "second_moment", "mean_squared_norm", "max_abs")
 PADDING = -1  # in `documents`: nothing may be trained on here
-COMPRESSION = {"zstd": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}}
+COMPRESSION: dict[str, dict[str, Any]] = {
+    "zstd": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
+}
 
 
 def acts_array(hook: str) -> str:
@@ -128,7 +130,7 @@ def encode_chunk(spec: ArraySpec, data: np.ndarray) -> memoryview:
     """The bytes of one chunk file."""
     data = np.ascontiguousarray(data)
     if spec.compression is None:
-        return memoryview(data.reshape(-1).view(np.uint8))
+        return data.reshape(-1).view(np.uint8).data
     from numcodecs import blosc
 
     settings = COMPRESSION[spec.compression]
@@ -254,7 +256,9 @@ class Store:
         if name is None and len(self.hooks) == 1:
             return next(iter(self.hooks))
         if name is None:
-            raise ConfigError(f"{self.path}: it holds {len(self.hooks)} hooks; choose one with --hook.{nearest('', self.hooks)}")
+            raise ConfigError(
+                f"{self.path}: it holds {len(self.hooks)} hooks; choose one with --hook.{nearest('', self.hooks)}"
+            )
         if name not in self.hooks:
             raise ConfigError(f"{self.path}: no hook '{name}'.{nearest(name, self.hooks)}")
         return name
@@ -382,9 +386,7 @@ class Store:
         """
         found = crc32c(data)
         if found != entry.crc32c:
-            raise self.damaged(
-                entry.array, entry.chunk, f"checksum {found} but the journal says {entry.crc32c}"
-            )
+            raise self.damaged(entry.array, entry.chunk, f"checksum {found} but the journal says {entry.crc32c}")
 
     def damaged(self, array: str, chunk: int, what: str) -> StoreError:
         return StoreError(f"{self.path} {array} chunk {chunk}: {what}. Run: harvest verify {self.path} --repair")
@@ -510,14 +512,13 @@ def open_store(path: str | Path) -> Store:
     return Store.open(path)
 
 
-def write_summary(store: Store, hooks: Sequence[str]) -> None:
+def write_summary(store: Store) -> None:
     """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` for other readers."""
-    for hook in hooks:
+    store.header = store.header | {"hooks": {hook: info | {"summarised": True} for hook, info in store.hooks.items()}}
+    for hook in store.hooks:
         moments = store.moments(hook)
         for name in SUMMARY:
             array = f"moments/{hook}/{name}"
             value = np.atleast_1d(np.asarray(getattr(moments, name), np.float64))
             write_file(store.path / array / "c" / "0", encode_chunk(store.spec(array), value))
-    done = {hook: info | {"summarised": True} if hook in hooks else info for hook, info in store.hooks.items()}
-    store.header = store.header | {"hooks": done}
     store.write_metadata()

@@ -31,7 +31,7 @@ def cli() -> None:
 @click.option("--dry-run", is_flag=True, help="Print sequences, bytes, free disk, speed and time; write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON record on stdout.")
 @click.pass_obj
-def run(stop: Any, dry_run: bool, as_json: bool, **flags: Any) -> None:
+def run(stop: Any, /, dry_run: bool, as_json: bool, **flags: Any) -> None:
     """Harvest activations into a store; the same command goes on after any stop.
 
     \b
@@ -51,7 +51,8 @@ def run(stop: Any, dry_run: bool, as_json: bool, **flags: Any) -> None:
         emit_json(dataclasses.asdict(outcome))
     else:
         now = f" ({outcome.tokens_per_s:,.0f} tokens/s)" if outcome.tokens_per_s else ", nothing left to do"
-        say(f"{outcome.path}: {outcome.tokens:,} tokens at {', '.join(outcome.hooks)}, {format_bytes(outcome.bytes)}{now}")
+        hooks = ", ".join(outcome.hooks)
+        say(f"{outcome.path}: {outcome.tokens:,} tokens at {hooks}, {format_bytes(outcome.bytes)}{now}")
 
 
 @cli.command()
@@ -70,8 +71,9 @@ def info(path: Path, texts: int, as_json: bool) -> None:
     rows = [(key, value) for key, value in facts.items() if key not in ("hooks", "identity", "first_texts")]
     table(str(path), ("", ""), rows)
     table("identity", ("", ""), list(facts["identity"].items()))
+    keys = ("hook", "d_model", "chunks", "mean_squared_norm", "variance_share", "max_abs")
     columns = ("hook", "d_model", "chunks", "mean ‖x‖²", "variance share", "max |x|")
-    table("hooks", columns, [[hook[column] for column in ("hook", "d_model", "chunks", "mean_squared_norm", "variance_share", "max_abs")] for hook in facts["hooks"]])  # fmt: skip
+    table("hooks", columns, [[hook[key] for key in keys] for hook in facts["hooks"]])
     for number, text in enumerate(facts["first_texts"]):
         click.echo(f"sequence {number}: {text!r}")
 
@@ -109,5 +111,6 @@ def list_stores(folder: Path, as_json: bool) -> None:
     if as_json:
         emit_json(stores)
         return
-    rows = [(s["path"], s["model"], ", ".join(h["hook"] for h in s["hooks"]), s["tokens"], s["harvested"], s["size"]) for s in stores]  # fmt: skip
-    table(f"stores in {folder}/", ("store", "model", "hooks", "tokens", "harvested", "size"), rows)
+    keys = ("path", "model", "hooks", "tokens", "harvested", "size")
+    rows = [[", ".join(h["hook"] for h in s["hooks"]) if key == "hooks" else s[key] for key in keys] for s in stores]
+    table(f"stores in {folder}/", ("store", *keys[1:]), rows)

@@ -24,7 +24,9 @@ class HarvestConfig(Settings):
     corpus_revision: str | None = Field(None, description="Revision of a hub data set.")
     split: str = Field("train", description="Split of a hub data set; stdlib has train and heldout.")
     column: str = Field("text", description="Field with the text, in .jsonl, .parquet and hub data sets.")
-    separator: str | None = Field(None, description="Splits .txt files into documents, e.g. '<|endoftext|>'; \\n works.")
+    separator: str | None = Field(
+        None, description="Splits .txt files into documents, e.g. '<|endoftext|>'; \\n works."
+    )
     tokens: Count = Field(10_000_000, gt=0, description="Positions to harvest, rounded up to whole sequences.")
     context: Count = Field(128, gt=1, description="Tokens per sequence, as the model sees them.")
     packing: Literal["packed", "document"] = Field(
@@ -37,12 +39,15 @@ class HarvestConfig(Settings):
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
     batch_size: Count = Field(32, gt=0, description="Sequences per forward pass; halved when memory runs out.")
-    chunk_sequences: Count | None = Field(None, gt=0, description="Sequences per chunk; default: chunks of about 64 MiB.")
+    chunk_sequences: Count | None = Field(
+        None, gt=0, description="Sequences per chunk; default: chunks of about 64 MiB."
+    )
     compression: Literal["none", "zstd"] = Field(
         "none", description="zstd (with bitshuffle) for archives: smaller, but read far slower than mapped files."
     )
     on_nonfinite: Literal["error", "mask"] = Field(
-        "error", description="A NaN or infinite activation: stop, or store zeros and leave the position out of training."
+        "error",
+        description="A NaN or infinite activation: stop, or store zeros and leave the position out of training.",
     )
     allow_fewer: bool = Field(False, description="Take what there is when the corpus has fewer tokens than asked for.")
     max_bytes: Count | None = Field(None, gt=0, description="Refuse to start when the store would be larger than this.")

@@ -116,9 +116,7 @@ class Forward:
             buffer.copied = torch.cuda.Event()
             buffer.copied.record(self.copies)
 
-    def _run_batch(
-        self, batch: torch.Tensor, keep: torch.Tensor, real: int, start: int, buffer: ChunkBuffer
-    ) -> None:
+    def _run_batch(self, batch: torch.Tensor, keep: torch.Tensor, real: int, start: int, buffer: ChunkBuffer) -> None:
         device = self.model.device
         keep = keep.to(device, non_blocking=True)
 

@@ -28,7 +28,17 @@ from common.errors import ConfigError, DataError, Interrupted, StoreError
 from common.files import exclusive, fingerprint
 from common.models import RESID_POST, LanguageModel, find_model, load_model
 from common.stopping import Stop
-from common.store import DOCUMENTS, FORMAT, TOKENS, Store, acts_array, difference, norms_array, partial_array, write_summary
+from common.store import (
+    DOCUMENTS,
+    FORMAT,
+    TOKENS,
+    Store,
+    acts_array,
+    difference,
+    norms_array,
+    partial_array,
+    write_summary,
+)
 from harvest.config import HarvestConfig
 from harvest.forward import Forward
 from harvest.tokenize import Cursor, Packer
@@ -61,11 +71,16 @@ class Plan:
         return self.model.tokenizer.bos if self.config.bos else None
 
     @property
+    def context(self) -> int:
+        return int(self.identity["context"])
+
+    @property
     def total_bytes(self) -> int:
         """Size of the finished store's chunk files, uncompressed."""
-        rows = -(-self.n_sequences // self.identity["chunk_sequences"]) * self.identity["chunk_sequences"]
+        chunk = int(self.identity["chunk_sequences"])
+        rows = -(-self.n_sequences // chunk) * chunk
         per_token = 8 + sum(4 + width * NUMPY[self.identity["dtype"]].itemsize for width in self.widths.values())
-        return int(rows * self.identity["context"] * per_token)
+        return rows * self.context * per_token
 
 
 @dataclass(frozen=True)
@@ -189,7 +204,7 @@ def harvest(config: HarvestConfig, stop: Stop) -> Outcome:
                 shutil.rmtree(plan.path)  # no text at all: leave nothing behind
             raise
         tokenised = time.monotonic()
-        return forward(plan, store, stop, missing_chunks(store, list(plan.widths)), tokenised - started)
+        return forward(plan, store, stop, missing_chunks(store), tokenised - started)
 
 
 def check_room(plan: Plan) -> None:
@@ -331,9 +346,7 @@ def packer_at(plan: Plan, store: Store, chunk: int) -> Packer:
     cursor = Cursor()
     if chunk:
         cursor = Cursor(**store.journal.entries[TOKENS, chunk - 1].extra["cursor"])
-    return Packer(
-        plan.corpus, plan.model.tokenizer, store.context, plan.config.packing, plan.bos, cursor
-    )
+    return Packer(plan.corpus, plan.model.tokenizer, store.context, plan.config.packing, plan.bos, cursor)
 
 
 def corpus_ran_dry(plan: Plan, store: Store, sequences: int) -> None:
@@ -344,7 +357,9 @@ def corpus_ran_dry(plan: Plan, store: Store, sequences: int) -> None:
     """
     found, asked = sequences * store.context, plan.config.tokens
     if sequences == 0:
-        raise DataError(f"--corpus {plan.config.corpus}: not even one sequence of {store.context} tokens of text in it.")
+        raise DataError(
+            f"--corpus {plan.config.corpus}: not even one sequence of {store.context} tokens of text in it."
+        )
     if not plan.config.allow_fewer:
         raise DataError(
             f"--corpus {plan.config.corpus}: it ran dry at {found:,} tokens, --tokens asked for {asked:,}. "
@@ -358,10 +373,13 @@ def corpus_ran_dry(plan: Plan, store: Store, sequences: int) -> None:
 # ---- stage 2 ------------------------------------------------------------------------------------------------
 
 
-def missing_chunks(store: Store, hooks: list[str]) -> dict[int, list[str]]:
-    """Chunk number to the hooks it still lacks: not committed, or its file is gone or cut short."""
+def missing_chunks(store: Store) -> dict[int, list[str]]:
+    """Chunk number to the hooks it still lacks: not committed, or a file of it is gone or cut short.
+
+    Over all hooks of the store, also those this command did not name: extending a store leaves none behind.
+    """
     todo: dict[int, list[str]] = {}
-    for hook in hooks:
+    for hook in store.hooks:
         usable = set(store.usable_chunks(hook))
         for chunk in range(store.n_chunks):
             arrays = (acts_array(hook), norms_array(hook), partial_array(hook))
@@ -391,9 +409,7 @@ def forward(plan: Plan, store: Store, stop: Stop, todo: dict[int, list[str]], to
             store.header["settings"]["batch_size"],
         )
         nonfinite_seen: list[int] = []
-        writers = Writers(
-            store, finite_check(plan, store, nonfinite_seen), runner.new_buffer, plan.config.writers
-        )
+        writers = Writers(store, finite_check(plan, store, nonfinite_seen), runner.new_buffer, plan.config.writers)
         with closing_quietly(writers):
             for chunk in chunks:
                 if stop.asked:
@@ -414,13 +430,13 @@ def forward(plan: Plan, store: Store, stop: Stop, todo: dict[int, list[str]], to
         nonfinite += sum(nonfinite_seen)
         bound = writers.written_bytes
     seconds = time.monotonic() - started
-    if stop.asked and any(missing_chunks(store, list(plan.widths))):
+    if stop.asked and harvested < total:
         raise Interrupted(
             f"stopped by {stop.signal_name} after {harvested:,} of {total:,} tokens; the same command goes on."
         )
     if todo:
         progress.close(harvested, describe(harvested, bound, waited, seconds))
-    write_summary(store, list(plan.widths))
+    write_summary(store)
     return outcome(plan, store, harvested, {"tokenise": tokenise_s, "forward": seconds}, waited, nonfinite)
 
 
@@ -485,7 +501,7 @@ def outcome(
     return Outcome(
         path=str(store.path),
         id=store.id,
-        hooks=list(plan.widths),
+        hooks=list(store.hooks),
         sequences=store.n_sequences,
         tokens=tokens,
         tokens_harvested_now=harvested,

@@ -136,7 +136,7 @@ def main(out: Path, steps: int, device: str, seed: int) -> None:
         batch = sample_batch(tokens, bos, generator).to(device)
         with torch.autocast(device, dtype=torch.bfloat16):
             loss = model(batch, labels=batch).loss
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -1,0 +1,75 @@
+"""The variants. `REGISTRY` is the only list of them; the command line, the tests and the docs read it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from common.config import build
+from common.errors import ConfigError, StoreError, nearest
+from common.files import read_json, write_file, write_json
+from train.saes.base import SAE
+from train.saes.batchtopk import BatchTopK
+from train.saes.standard import Standard
+from train.saes.topk import TopK
+
+REGISTRY: dict[str, type[SAE]] = {sae.variant: sae for sae in (Standard, TopK, BatchTopK)}
+WIDTH_FACTOR = 8  # default d_sae / d_model
+
+
+def variant_class(name: str) -> type[SAE]:
+    """The class of a variant.
+
+    Raises:
+        ConfigError: unknown; with the nearest known name.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(f"unknown variant '{name}'.{nearest(name, REGISTRY)}")
+    return REGISTRY[name]
+
+
+def make_sae(variant: str, options: dict[str, Any], d_in: int, seed: int, where: str) -> SAE:
+    """A new SAE with its defaults settled.
+
+    Raises:
+        ConfigError: unknown variant or option, or a value that does not fit.
+    """
+    cls = variant_class(variant)
+    config = build(cls.Config, {"d_sae": WIDTH_FACTOR * d_in} | options, where)
+    return cls(config, d_in, seed)
+
+
+def save_sae(sae: SAE, folder: Path, facts: dict[str, Any]) -> None:
+    """Write `weights.safetensors` (float32, raw units) and `config.json`: architecture plus `facts`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    aside = folder / "weights.tmp"
+    save_file(tensors, aside)
+    write_file(folder / "weights.safetensors", aside.read_bytes())
+    aside.unlink()
+    write_json(folder / "config.json", sae.describe() | facts)
+
+
+def load_sae(path: str | Path, device: str = "cpu") -> SAE:
+    """Load a trained SAE: a learner's folder or its `sae/`; latents are in raw units.
+
+    Raises:
+        StoreError: no trained SAE there, or files that do not fit together.
+    """
+    path = Path(path).expanduser()
+    folder = path / "sae" if (path / "sae" / "config.json").exists() else path
+    if not (folder / "weights.safetensors").exists():
+        raise StoreError(
+            f"{path}: no trained SAE here (no config.json with weights.safetensors). Give a learner's folder."
+        )
+    facts = read_json(folder / "config.json")
+    cls = variant_class(facts["variant"])
+    sae = cls(build(cls.Config, facts["options"], str(folder)), facts["d_in"])
+    try:
+        sae.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise StoreError(f"{folder}: the weights do not fit config.json: {error}") from None
+    return sae.to(device).eval().requires_grad_(False)

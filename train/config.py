@@ -1,0 +1,96 @@
+"""What `train fit` can be told, by flags, `--set`, or a TOML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from common.config import Count, Settings
+
+
+class DataConfig(Settings):
+    """How a store becomes batches."""
+
+    hook: str | None = Field(None, description="Hook to train on; needed when the store has several.")
+    held_out: float = Field(0.02, ge=0, lt=1, description="Share of documents kept for evaluation, never trained on.")
+    pool_tokens: Count = Field(2**20, gt=0, description="Tokens open at once and shuffled together.")
+    max_norm_ratio: float = Field(
+        10.0,
+        ge=0,
+        description="Leave out positions whose norm exceeds this many medians (attention sinks); 0: keep all.",
+    )
+    within_document: bool = Field(False, description="Windows longer than 1: only those inside one document.")
+
+
+class LearnerConfig(Settings):
+    """One variant being trained: what is common to all variants; the variant's own settings are in `options`."""
+
+    name: str = Field(description="Folder of the learner inside the run.")
+    variant: str = Field(description="A name from `train variants`.")
+    options: dict[str, Any] = Field(default_factory=dict, description="The variant's own settings.")
+    lr: float | None = Field(
+        None, gt=0, description="Peak learning rate; default: 3 / steps within [3e-4, 3e-3], lower above 16k latents."
+    )
+    seed: int | None = Field(None, description="Seed of the initial weights; default: the run's.")
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first average.")
+    beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second average.")
+    adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
+    grad_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")
+    warmup_share: float = Field(0.05, ge=0, le=1, description="Share of the steps (at most 1,000) of linear warm-up.")
+    decay_share: float = Field(0.2, ge=0, le=1, description="Share of the steps, at the end, of linear decay to 0.")
+
+
+class FitConfig(DataConfig):
+    """One run: a store, how much of it, and the learners."""
+
+    cache: Path = Field(description="The store.")
+    steps: Count | None = Field(None, gt=0, description="Steps to take.")
+    tokens: Count | None = Field(None, gt=0, description="Tokens to train on, rounded down to whole batches.")
+    passes: float | None = Field(
+        None,
+        gt=0,
+        description="Alone: exactly so many passes over the store. Beside --steps or --tokens: at most so many.",
+    )
+    batch_size: Count = Field(2048, gt=0, description="Tokens per step.")
+    seed: int = Field(0, description="Seed of the order of batches, and of the learners' weights unless they say.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Matrix products; weights, losses and top-k stay float32. auto: bfloat16 on a GPU."
+    )
+    log_every: Count | None = Field(
+        None, gt=0, description="Steps between metrics; default: a hundredth of the run, at most 100."
+    )
+    checkpoint_every: Count | None = Field(
+        None, gt=0, description="Steps between checkpoints; default: a tenth of the run, at least 100, at most 5,000."
+    )
+    keep_every: Count | None = Field(
+        None, gt=0, description="Keep every checkpoint whose step this divides, beside last and best."
+    )
+    eval_tokens: Count = Field(
+        16384, gt=0, description="Held-out tokens looked at with each checkpoint, to find the best."
+    )
+    final_eval_tokens: Count = Field(200_000, gt=0, description="Held-out tokens for the figures in result.json.")
+    out: Path | None = Field(None, description="Run folder; default runs/<store>.")
+    learner: tuple[LearnerConfig, ...] = Field((), description="The learners; [[learner]] tables in a TOML file.")
+
+    @model_validator(mode="after")
+    def _amount(self) -> FitConfig:
+        if self.steps is not None and self.tokens is not None:
+            raise ValueError("give either --steps or --tokens, not both")
+        if self.steps is None and self.tokens is None and self.passes is None:
+            raise ValueError("say how long: --steps, --tokens or --passes")
+        names = [learner.name for learner in self.learner]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ValueError(f"two learners are called '{twice.pop()}'")
+        return self
+
+    def data(self) -> DataConfig:
+        """The data settings alone."""
+        return DataConfig(**{name: getattr(self, name) for name in DataConfig.model_fields})
+
+    def run_folder(self) -> Path:
+        """Where the run goes: `--out`, or `runs/<store>`."""
+        return self.out or Path("runs") / self.cache.stem

@@ -1,0 +1,326 @@
+"""The reader: a mapped pool of chunks in, batches out, the next pool read ahead by a thread.
+
+Holds no position. `batch(step)` may be called for any step in any order; calling it in order is fast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.config import build
+from common.dtypes import TORCH, to_torch
+from common.errors import ConfigError
+from common.files import fingerprint
+from common.store import Store, acts_array
+from train.config import DataConfig
+from train.data.batch import Batch
+from train.data.mapping import bring_in, can_map, map_side_by_side
+from train.data.shuffle import Order, key_of
+from train.data.split import (
+    ChunkIndex,
+    held_out_documents,
+    index_chunk,
+    median_norm,
+    positions_in_document,
+    windows_in,
+)
+
+
+@dataclass(frozen=True)
+class DataPlan:
+    """The data settings made exact, once per run; a resumed run takes them from its folder.
+
+    Attributes:
+        chunks: chunk numbers trained on: those committed when the run began.
+        digest: fingerprint of their checksums.
+        max_norm: positions with a larger norm are left out.
+        pool_chunks: chunks open at once.
+        n_documents: documents in these chunks.
+        windows: window length to windows per chunk, in the order of `chunks`.
+    """
+
+    store_id: str
+    hook: str
+    chunks: tuple[int, ...]
+    digest: str
+    max_norm: float
+    pool_chunks: int
+    n_documents: int
+    windows: dict[int, tuple[int, ...]]
+    config: DataConfig
+    seed: int
+
+    def order(self, window: int) -> Order:
+        """The order of windows of this length."""
+        settings = self.config.model_dump(mode="json") | {"max_norm": self.max_norm, "pool_chunks": self.pool_chunks}
+        key = key_of(self.store_id, self.hook, settings, self.seed)
+        return Order(key, self.chunks, self.windows[window], self.pool_chunks, window)
+
+
+def digest_of(store: Store, hook: str, chunks: tuple[int, ...]) -> str:
+    """A fingerprint of the checksums of everything a run reads."""
+    arrays = ("tokens", "documents", acts_array(hook), f"norms/{hook}")
+    return fingerprint([[store.journal.entries[array, chunk].crc32c for array in arrays] for chunk in chunks])
+
+
+def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) -> DataPlan:
+    """Count the windows of every committed chunk.
+
+    Raises:
+        StoreError: a chunk is missing, cut short, or its tokens do not match their checksum.
+        DataError: nothing may be trained on, or nothing can be held out.
+    """
+    hook = store.hook(config.hook)
+    chunks = store.usable_chunks(hook)
+    for chunk in chunks:
+        wrong = store.check_size(acts_array(hook), chunk)
+        if wrong is not None:
+            raise store.damaged(acts_array(hook), chunk, wrong)
+    for window in windows:
+        if window > store.context:
+            raise ConfigError(f"a window of {window} does not fit sequences of {store.context} tokens.")
+    max_norm = config.max_norm_ratio * median_norm(store, hook, chunks) if config.max_norm_ratio else np.inf
+    n_documents = 1 + max((int(store.map_chunk("documents", chunk).max()) for chunk in chunks), default=-1)
+    held_out = held_out_documents(n_documents, config.held_out)
+    counts: dict[int, list[int]] = {window: [] for window in sorted(windows)}
+    for chunk in chunks:
+        index = index_chunk(store, hook, chunk, held_out, max_norm)
+        for window in counts:
+            starts = windows_in(index, index.train, store.context, window, config.within_document)
+            counts[window].append(len(starts))
+    chunk_tokens = store.chunk_sequences * store.context
+    return DataPlan(
+        store_id=store.id,
+        hook=hook,
+        chunks=tuple(chunks),
+        digest=digest_of(store, hook, tuple(chunks)),
+        max_norm=min(float(max_norm), float(np.finfo(np.float32).max)),
+        pool_chunks=max(config.pool_tokens // chunk_tokens, 1),
+        n_documents=n_documents,
+        windows={window: tuple(numbers) for window, numbers in counts.items()},
+        config=config,
+        seed=seed,
+    )
+
+
+@dataclass
+class Pool:
+    """Chunks open at once: their activations as one array, and all that is known of each position.
+
+    Attributes:
+        acts: [positions, d_model], mapped or in memory, in the storage type.
+        windows: window length to starts, permuted: entry i is the i-th window of the pool's order.
+    """
+
+    acts: torch.Tensor
+    documents: np.ndarray
+    positions: np.ndarray
+    tokens: np.ndarray
+    wanted: np.ndarray
+    windows: dict[int, np.ndarray]
+
+    def gather(self, window: int, start: int, stop: int, out: torch.Tensor | None = None) -> Batch:
+        """Windows `start` to `stop` of the pool's order."""
+        starts = self.windows[window][start:stop]
+        rows = starts if window == 1 else (starts[:, None] + np.arange(window)).reshape(-1)
+        shape = (len(starts), window)
+        wanted = self.wanted[rows]
+        index = torch.from_numpy(rows).to(self.acts.device)
+        x = torch.index_select(self.acts, 0, index, out=out)
+        return Batch(
+            x=x.view(*shape, -1),
+            doc=self._numbers(self.documents, rows, shape),
+            pos=self._numbers(self.positions, rows, shape),
+            token=self._numbers(self.tokens, rows, shape),
+            valid=self._numbers(wanted, slice(None), shape),
+            n_valid=int(wanted.sum()),
+        )
+
+    def _numbers(self, values: np.ndarray, rows: np.ndarray | slice, shape: tuple[int, int]) -> torch.Tensor:
+        return torch.from_numpy(values[rows].reshape(shape)).to(self.acts.device, non_blocking=True)
+
+
+class Batches:
+    """Batches of a store, by number.
+
+    Args:
+        plan: from `plan_data`.
+        windows: the window lengths that will be asked for.
+        device: where batches are wanted; a GPU takes the whole pool and gathers there.
+
+    Attributes:
+        waited_s: time spent waiting for a pool to be read.
+        read_bytes: bytes of batches given out.
+    """
+
+    def __init__(self, store: Store, plan: DataPlan, device: torch.device | str = "cpu") -> None:
+        self.store, self.plan, self.device = store, plan, torch.device(device)
+        self.waited_s, self.read_bytes = 0.0, 0
+        self._orders = {window: plan.order(window) for window in plan.windows}
+        self._any_order = next(iter(self._orders.values()))
+        self._held_out = held_out_documents(plan.n_documents, plan.config.held_out)
+        self._verified: set[int] = set()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="pool-reader")
+        self._pools: dict[tuple[int, int], Future[Pool]] = {}
+        self._out: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    @classmethod
+    def of(
+        cls, store: Store, config: DataConfig | None = None, seed: int = 0, window: int = 1, device: str = "cpu"
+    ) -> Batches:
+        """Batches of one window length straight from a store."""
+        return cls(store, plan_data(store, config or build(DataConfig, {}, "data"), seed, {window}), device)
+
+    def windows_per_pass(self, window: int = 1) -> int:
+        return self._orders[window].windows_per_pass
+
+    def batch(self, step: int, n_windows: int, window: int = 1, reuse: bool = False) -> Batch:
+        """Batch number `step` of `n_windows` windows.
+
+        With `reuse` its `x` lies in a buffer that the next but one batch of the same size overwrites: no fresh
+        memory per batch, for callers that convert it at once.
+
+        Raises:
+            StoreError: a chunk does not match its checksum (each is checked when it is first read).
+        """
+        pieces = list(self._orders[window].pieces(step, n_windows))
+        parts = []
+        for piece in pieces:
+            pool = self._pool(piece.pass_number, piece.pool)
+            out = self._buffer(n_windows * window, step) if reuse and len(pieces) == 1 else None
+            parts.append(pool.gather(window, piece.start, piece.stop, out))
+        batch = Batch.join(parts)
+        self.read_bytes += batch.x.nbytes
+        return batch
+
+    def _buffer(self, rows: int, step: int) -> torch.Tensor:
+        shape = (rows, self.store.d_model(self.plan.hook))
+        dtype = TORCH[self.store.hooks[self.plan.hook]["dtype"]]
+        if shape not in self._out:
+            self._out[shape] = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2)]
+        return self._out[shape][step % 2]
+
+    def _pool(self, pass_number: int, pool: int) -> Pool:
+        key = (pass_number, pool)
+        if key not in self._pools:
+            self._load(key)
+        future = self._pools[key]
+        started = time.monotonic()
+        loaded = future.result()
+        self.waited_s += time.monotonic() - started
+        following = (pass_number, pool + 1) if pool + 1 < self._any_order.pools_per_pass else (pass_number + 1, 0)
+        if following not in self._pools:
+            self._forget(key)
+            self._load(following)
+        return loaded
+
+    def _load(self, key: tuple[int, int]) -> None:
+        self._pools[key] = self._thread.submit(self.load_pool, *key)
+
+    def _forget(self, key: tuple[int, int]) -> None:
+        # learners with other windows may be one pool behind; whatever is older or elsewhere goes
+        previous = [old for old in self._pools if old < key]
+        for old in previous[:-1] + [new for new in self._pools if new > key]:
+            self._pools.pop(old).cancel()
+
+    def load_pool(self, pass_number: int, pool: int) -> Pool:
+        """Map and index the chunks of one pool; checks each chunk's checksum the first time it is read."""
+        members = self._any_order.pool_members(pass_number, pool)
+        indexes = [self._index(chunk) for chunk in members]
+        size = self.store.chunk_sequences * self.store.context
+        windows = {}
+        for window, order in self._orders.items():
+            starts = self._starts(indexes, window, size, held_out=False)
+            windows[window] = starts[order.window_order(pass_number, pool, len(starts))]
+        return self._make_pool(members, indexes, windows, held_out=False)
+
+    def _index(self, chunk: int) -> ChunkIndex:
+        return index_chunk(self.store, self.plan.hook, chunk, self._held_out, self.plan.max_norm)
+
+    def _starts(self, indexes: list[ChunkIndex], window: int, size: int, held_out: bool) -> np.ndarray:
+        context, within = self.store.context, self.plan.config.within_document
+        return np.concatenate(
+            [
+                number * size + windows_in(index, index.held_out if held_out else index.train, context, window, within)
+                for number, index in enumerate(indexes)
+            ]
+        )
+
+    def _make_pool(
+        self, members: list[int], indexes: list[ChunkIndex], windows: dict[int, np.ndarray], held_out: bool
+    ) -> Pool:
+        size = self.store.chunk_sequences * self.store.context
+
+        def lay(values: list[np.ndarray]) -> np.ndarray:
+            whole = np.zeros(size * len(values), values[0].dtype)
+            for number, part in enumerate(values):
+                whole[number * size :][: len(part)] = part
+            return whole
+
+        documents = lay([index.documents for index in indexes])
+        return Pool(
+            acts=self._acts(members),
+            documents=documents,
+            positions=positions_in_document(documents, self.store.context),
+            tokens=lay([index.tokens for index in indexes]),
+            wanted=lay([index.held_out if held_out else index.train for index in indexes]),
+            windows=windows,
+        )
+
+    def _acts(self, members: list[int]) -> torch.Tensor:
+        array = acts_array(self.plan.hook)
+        spec = self.store.spec(array)
+        for chunk in members:
+            wrong = self.store.check_size(array, chunk)
+            if wrong is not None:
+                raise self.store.damaged(array, chunk, wrong)
+        if spec.compression is None and can_map(spec.chunk_bytes):
+            paths: list[Path] = [self.store.chunk_path(array, chunk) for chunk in members]
+            memory = map_side_by_side(paths, spec.chunk_bytes)
+            for number, chunk in enumerate(members):
+                self._verify(chunk, memory[number * spec.chunk_bytes :][: spec.chunk_bytes])
+            bring_in(memory)
+            whole = to_torch(memory.view(spec.numpy_dtype).reshape(-1, spec.shape[-1]))
+        else:
+            rows = spec.chunk_rows * spec.shape[1]
+            whole = torch.empty(len(members) * rows, spec.shape[-1], dtype=TORCH[spec.dtype])
+            for number, chunk in enumerate(members):
+                data = self.store.map_chunk(array, chunk, verify=chunk not in self._verified)
+                self._verified.add(chunk)
+                whole[number * rows :][:rows] = to_torch(data.reshape(rows, -1).copy())
+        return whole.to(self.device)
+
+    def _verify(self, chunk: int, data: np.ndarray) -> None:
+        if chunk not in self._verified:
+            self.store.check_bytes(self.store.journal.entries[acts_array(self.plan.hook), chunk], data)
+            self._verified.add(chunk)
+
+    def held_out(self, window: int, max_tokens: int | None = None, batch_tokens: int = 8192) -> Iterator[Batch]:
+        """Held-out documents in the order of the store, as windows; `valid` marks the held-out positions."""
+        left = max_tokens if max_tokens is not None else np.inf
+        size = self.store.chunk_sequences * self.store.context
+        for chunk in self.plan.chunks:
+            index = self._index(chunk)
+            starts = self._starts([index], window, size, held_out=True)
+            pool: Pool | None = None
+            step = max(batch_tokens // window, 1)
+            for start in range(0, len(starts), step):
+                if left <= 0:
+                    return
+                pool = pool or self._make_pool([chunk], [index], {window: starts}, held_out=True)
+                stop = min(start + step, len(starts), start + -(-int(min(left, 2**62)) // window))
+                batch = pool.gather(window, start, stop)
+                left -= batch.n_valid
+                yield batch
+
+    def close(self) -> None:
+        """End the reading thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+        self._pools.clear()

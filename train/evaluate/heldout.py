@@ -1,0 +1,75 @@
+"""Suite `heldout`: reconstruction and sparsity on held-out documents, in raw units, with no language model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.errors import DataError
+from train.data.batch import Batch
+from train.saes.base import SAE
+
+DENSE_ABOVE = 0.1
+
+HELDOUT_METRICS = {
+    "tokens": "held-out tokens evaluated",
+    "explained_variance": "1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²), sums over all tokens in float64",
+    "nmse": "E‖x − x̂‖² / E‖x‖²",
+    "mse": "E‖x − x̂‖², summed over dimensions",
+    "cosine": "mean of x·x̂ / (‖x‖‖x̂‖)",
+    "l2_ratio": "mean of ‖x̂‖ / ‖x‖: below 1 is shrinkage",
+    "l0": "mean number of latents above 0",
+    "l1": "mean sum of latents, raw units",
+    "dead_share": "share of latents that never fire on these tokens",
+    "dense_share": "share of latents that fire on more than a tenth of these tokens",
+}
+
+
+@torch.no_grad()
+def evaluate_heldout(sae: SAE, batches: Iterable[Batch]) -> dict[str, Any]:
+    """The figures named in `HELDOUT_METRICS`, over the valid positions of `batches`.
+
+    Raises:
+        DataError: no held-out token.
+    """
+    sums: dict[str, Tensor] = {}
+    fired = torch.zeros(sae.d_sae, dtype=torch.float64)
+    tokens = 0
+
+    def add(name: str, value: Tensor) -> None:
+        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().cpu()
+
+    device = sae.W_dec.device
+    for batch in batches:
+        x_all = batch.x.to(device).float()
+        latents_all = sae.encode(x_all)
+        reconstruction = sae.decode(latents_all)[batch.valid].double()
+        x, latents = x_all[batch.valid].double(), latents_all[batch.valid]
+        norm_x, norm_r = x.norm(dim=-1), reconstruction.norm(dim=-1)
+        add("error2", (x - reconstruction).square().sum())
+        add("x2", x.square().sum())
+        add("x", x.sum(0))
+        add("cosine", ((x * reconstruction).sum(-1) / (norm_x * norm_r).clamp_min(1e-30)).sum())
+        add("l2_ratio", (norm_r / norm_x.clamp_min(1e-30)).sum())
+        add("l0", (latents > 0).sum())
+        add("l1", latents.double().sum())
+        fired += (latents > 0).sum(0).double().cpu()
+        tokens += len(x)
+    if not tokens:
+        raise DataError("there is no held-out token to evaluate on. Harvest more, or raise --held-out.")
+    variance = sums["x2"] / tokens - (sums["x"] / tokens).square().sum()
+    return {
+        "tokens": tokens,
+        "explained_variance": float(1 - sums["error2"] / tokens / variance),
+        "nmse": float(sums["error2"] / sums["x2"]),
+        "mse": float(sums["error2"] / tokens),
+        "cosine": float(sums["cosine"] / tokens),
+        "l2_ratio": float(sums["l2_ratio"] / tokens),
+        "l0": float(sums["l0"] / tokens),
+        "l1": float(sums["l1"] / tokens),
+        "dead_share": float((fired == 0).double().mean()),
+        "dense_share": float((fired > DENSE_ABOVE * tokens).double().mean()),
+    }

@@ -1,0 +1,176 @@
+"""One variant being trained, with everything that belongs to it: weights, optimizer, counters, running sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from train.config import LearnerConfig
+from train.data.batch import Batch
+from train.optim import make_optimizer, normalise_rows_, project_gradient_
+from train.saes.base import SAE, Output
+from train.schedule import Clock, default_lr, lr_factor
+
+
+@dataclass
+class Sums:
+    """Running sums over the steps since the last metrics line, kept on the device: nothing waits for the host."""
+
+    values: dict[str, Tensor]
+
+    @classmethod
+    def empty(cls) -> Sums:
+        return cls({})
+
+    def add(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.values[name] = self.values[name] + value if name in self.values else value.clone()
+
+    def largest(self, name: str, value: Tensor) -> None:
+        value = value.detach().double()
+        self.values[name] = torch.maximum(self.values[name], value) if name in self.values else value.clone()
+
+
+class Learner:
+    """A variant, its optimizer and its place in time.
+
+    Attributes:
+        step: steps taken.
+        state: "running", "finished", "diverged" or "failed".
+        reason: why it is in this state, one line.
+        seconds: wall time of its steps, stops left out.
+        last_loss: the last finite total loss, a scalar on the device; NaN before the first step.
+    """
+
+    def __init__(
+        self, config: LearnerConfig, sae: SAE, n_steps: int, device: torch.device, precision: torch.dtype
+    ) -> None:
+        self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
+        self.sae = sae.to(device)
+        self.optimizer = make_optimizer(list(self.sae.parameters()), config)
+        self.peak_lr = config.lr or default_lr(n_steps, sae.d_sae)
+        self.step = 0
+        self.state, self.reason = "running", ""
+        self.sums = Sums.empty()
+        self.last_loss = torch.full((), torch.nan, device=device, dtype=torch.float64)
+        self.best_ev: float | None = None
+        self.seconds = 0.0
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    def clock(self, batch_tokens: int) -> Clock:
+        return Clock(self.step, self.n_steps, batch_tokens)
+
+    def train_step(self, x: Tensor, batch: Batch, batch_tokens: int) -> None:
+        """One step on `x` float32 [batch, window, d_model] in raw units, with the masks of `batch`."""
+        clock = self.clock(batch_tokens)
+        lr = self.peak_lr * lr_factor(clock, self.config.warmup_share, self.config.decay_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        scaled = x * self.sae.scale
+        with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            output = self.sae.training_pass(scaled, batch.valid, batch.n_valid, clock)
+        total = output.total
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if self.sae.unit_rows:
+            project_gradient_(self.sae.W_dec)
+        norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
+        self.optimizer.step()
+        if self.sae.unit_rows:
+            normalise_rows_(self.sae.W_dec)
+        self.step += 1
+        self._record(scaled, output, total.detach(), norm, batch)
+
+    @torch.no_grad()
+    def _record(self, scaled: Tensor, output: Output, total: Tensor, norm: Tensor, batch: Batch) -> None:
+        weight = batch.valid[..., None]
+        kept = scaled * weight
+        self.sums.add("steps", torch.ones((), device=self.device))
+        self.sums.add("tokens", torch.full((), batch.n_valid, device=self.device))
+        self.sums.add("x", kept.sum((0, 1)))
+        self.sums.add("x2", kept.square().sum())
+        self.sums.add("error2", ((scaled - output.reconstruction) * weight).square().sum())
+        self.sums.add("l0", (output.latents * weight > 0).sum())
+        self.sums.add("l1", (output.latents * weight).sum())
+        self.sums.add("loss", total)
+        for name, part in output.parts.items():
+            self.sums.add(f"part/{name}", part)
+        for name, value in output.extra.items():
+            self.sums.add(f"extra/{name}", value)
+        self.sums.add("grad_norm", norm)
+        self.sums.largest("grad_norm_max", norm)
+        self.last_loss = torch.where(torch.isfinite(total), total.double(), self.last_loss)
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Means over the steps since the last reading; waits for the device, then starts the sums anew.
+
+        Loss parts are in scaled units (unit mean squared input norm); l1 is in raw units.
+        """
+        sums = {name: value.cpu() for name, value in self.sums.values.items()}
+        self.sums = Sums.empty()
+        steps, tokens = float(sums["steps"]), float(sums["tokens"])
+        variance = float(sums["x2"]) - float(sums["x"].square().sum()) / tokens
+        metrics: dict[str, Any] = {
+            "step": self.step,
+            "loss": float(sums["loss"]) / steps,
+            "explained_variance": 1 - float(sums["error2"]) / variance if variance > 0 else None,
+            "l0": float(sums["l0"]) / tokens,
+            "l1": float(sums["l1"]) / tokens / float(self.sae.scale),
+            "grad_norm": float(sums["grad_norm"]) / steps,
+            "grad_norm_max": float(sums["grad_norm_max"]),
+        }
+        for name, value in sums.items():
+            kind, _, rest = name.partition("/")
+            if kind in ("part", "extra"):
+                metrics[f"loss_{rest}" if kind == "part" else rest] = float(value) / steps
+        return metrics
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """Every tensor that decides the rest of the run, by file: weights, optimizer, sums."""
+        optimizer = {}
+        for number, parameter in enumerate(self.sae.parameters()):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                optimizer[f"{number}.{name}"] = torch.as_tensor(value)
+        sums = self.sums.values | {"last_loss": self.last_loss}
+        return {"weights": dict(self.sae.state_dict()), "optimizer": optimizer, "sums": sums}
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside tensors."""
+        return {
+            "step": self.step,
+            "state": self.state,
+            "reason": self.reason,
+            "best_ev": self.best_ev,
+            "seconds": self.seconds,
+        }
+
+    def restore(self, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
+        """Become exactly the learner that `tensors()` and `facts()` were taken from."""
+        self.sae.load_state_dict(tensors["weights"])
+        for number, parameter in enumerate(self.sae.parameters()):
+            state = {
+                name.split(".", 1)[1]: value.clone() if name.endswith(".step") else value.to(self.device)
+                for name, value in tensors["optimizer"].items()
+                if name.split(".", 1)[0] == str(number)
+            }
+            if state:
+                self.optimizer.state[parameter] = state
+        sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
+        self.last_loss = sums.pop("last_loss")
+        self.sums = Sums(sums)
+        self.step, self.state, self.reason = facts["step"], facts["state"], facts["reason"]
+        self.best_ev, self.seconds = facts["best_ev"], facts["seconds"]
+
+    @property
+    def final_loss(self) -> float | None:
+        """The last finite loss; None only when no step was taken."""
+        value = float(self.last_loss)
+        return value if value == value else None

@@ -1,0 +1,116 @@
+"""Before step 0: everything that would fail later fails now, with both numbers and the flag that decides."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from common.errors import ConfigError, DataError, GranaryError
+from common.store import Store
+from train.checkpoint import newest_whole, save_checkpoint
+from train.config import FitConfig
+from train.data.reader import Batches, DataPlan
+from train.evaluate.heldout import evaluate_heldout
+from train.learner import Learner
+from train.saes.parts import geometric_median
+
+START_TOKENS = 16384  # for the geometric median; at least 10k (spec §0.3)
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How long a run is.
+
+    Attributes:
+        n_steps: exactly this many.
+        passes: over the training tokens.
+    """
+
+    n_steps: int
+    passes: float
+
+
+def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: Path) -> Amount:
+    """Turn --steps, --tokens or --passes into an exact number of steps, and refuse what the store does not hold.
+
+    Raises:
+        ConfigError: the batch is no whole number of windows.
+        DataError: more steps than the passes allow, or less than one step.
+    """
+    batch = config.batch_size
+    if batch % window:
+        raise ConfigError(f"--batch-size {batch:,}: not a multiple of the window of {window} tokens.")
+    n_windows = batch // window
+    per_pass = windows_per_pass / n_windows
+    held = windows_per_pass * window
+    allowed = config.passes if config.passes is not None else 1.0
+    most = math.floor(allowed * windows_per_pass / n_windows)
+    if config.steps is not None:
+        asked = config.steps
+    elif config.tokens is not None:
+        asked = config.tokens // batch
+    else:
+        asked = most
+    if asked < 1 or most < 1:
+        raise DataError(
+            f"{store}: it holds {held:,} training tokens, less than one step of --batch-size {batch:,}"
+            f"{'' if config.tokens is None else f' (--tokens {config.tokens:,})'}. "
+            f"Lower --batch-size, or harvest more (harvest run --tokens)."
+        )
+    if asked > most:
+        needed = math.ceil(asked / per_pass * 100) / 100
+        raise DataError(
+            f"{store}: {asked:,} steps x {batch:,} = {asked * batch:,} tokens asked for, but it holds {held:,} "
+            f"training tokens, {most:,} steps in {allowed:g} pass{'es' if allowed != 1 else ''}. "
+            f"Say --passes {needed:g} to go over them again, --steps {most}, or harvest more (harvest run --tokens)."
+        )
+    return Amount(asked, asked / per_pass)
+
+
+def starting_point(batches: Batches, plan: DataPlan, store: Store) -> tuple[float, Tensor]:
+    """Input scale 1/√E‖x‖² from the store's moments, and the geometric median of a fixed sample, scaled.
+
+    The sample is the first tokens of the batch order, looked at and not consumed.
+    """
+    scale = 1 / math.sqrt(store.moments(plan.hook, plan.chunks).mean_squared_norm)
+    window = min(plan.windows)
+    n_windows = min(START_TOKENS // window, batches.windows_per_pass(window))
+    batch = batches.batch(0, max(n_windows, 1), window)
+    return scale, geometric_median(batch.x[batch.valid].float() * scale)
+
+
+def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path) -> None:
+    """One step, one evaluation, one checkpoint saved and loaded, on copies in a scratch folder beside the run.
+
+    Raises:
+        GranaryError: whatever fails, named after the learner.
+    """
+    window = learner.sae.window
+    trial = Learner(learner.config, copy.deepcopy(learner.sae), learner.n_steps, learner.device, learner.precision)
+    try:
+        batch = batches.batch(0, config.batch_size // window, window)
+        trial.train_step(batch.x.float(), batch, config.batch_size)
+        metrics = trial.read_metrics()
+        if not math.isfinite(metrics["loss"]):
+            raise DataError(f"the loss of the first step is {metrics['loss']}. Run: harvest verify {config.cache}")
+        if config.held_out:
+            evaluate_heldout(trial.sae, batches.held_out(window, max_tokens=256))
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal-") as scratch:
+            save_checkpoint(Path(scratch), 1, trial.tensors(), trial.facts(), {})
+            found, skipped = newest_whole(Path(scratch))
+            if found is None:
+                raise ConfigError(f"a checkpoint does not read back: {'; '.join(skipped)}")
+            trial.restore(found.tensors, found.facts)
+    except GranaryError as error:
+        raise type(error)(f"learner '{learner.name}': {error}") from None
+    except torch.OutOfMemoryError:
+        raise ConfigError(
+            f"learner '{learner.name}': out of memory in the first step. Lower --batch-size or --d-sae, or train fewer "
+            "learners at once."
+        ) from None

@@ -1,0 +1,64 @@
+"""What a run leaves for people and programs: status.json, metrics.jsonl, result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from common.files import finite, write_file, write_json
+
+
+class Status:
+    """`status.json`: there at all times, saying what the run is doing and why it ended."""
+
+    def __init__(self, path: Path, n_steps: int) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {
+            "state": "running",
+            "reason": "",
+            "step": 0,
+            "steps": n_steps,
+            "tokens_seen": 0,
+            "last_loss": None,
+            "learners": {},
+            "pid": os.getpid(),
+        }
+
+    def write(self, **values: Any) -> None:
+        """Note `values` and the time."""
+        self.values |= values
+        self.values["heartbeat"] = time.time()
+        write_json(self.path, self.values)
+
+
+class Metrics:
+    """`metrics.jsonl` of one learner: one line per logging interval."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def keep_until(self, step: int) -> None:
+        """Drop the lines after `step`, which a resumed run writes again, and a torn last one."""
+        if self.path.exists():
+            kept = [line for line in read_lines(self.path) if line["step"] <= step]
+            write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def append(self, line: dict[str, Any]) -> None:
+        """Add one line; infinite and NaN values become null."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a .jsonl file."""
+    lines = []
+    for line in path.read_text().splitlines(keepends=True):
+        if line.endswith("\n"):
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+    return lines

@@ -1,0 +1,110 @@
+"""What several variants share, as functions. B batch, T window, D d_model, L latents; losses per spec §0."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+WEISZFELD_STEPS = 100
+WEISZFELD_TOLERANCE = 1e-5
+
+
+def reconstruction_loss(
+    x: Float[Tensor, "B T D"], reconstruction: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"], n_valid: int
+) -> Float[Tensor, ""]:
+    """⟨‖x − x̂‖²⟩: summed over dimensions, averaged over valid tokens. Never the mean over dimensions (spec §3)."""
+    errors = (x - reconstruction).float().square().sum(-1)
+    return (errors * valid).sum() / n_valid
+
+
+def top_k(u: Float[Tensor, "B T L"], k: int) -> Float[Tensor, "B T L"]:
+    """`u` with all but the k largest of each token set to 0."""
+    values, indices = torch.topk(u, k, dim=-1, sorted=False)
+    return torch.zeros_like(u).scatter(-1, indices, values)
+
+
+def batch_top_k(u: Float[Tensor, "B T L"], n_kept: int) -> Float[Tensor, "B T L"]:
+    """`u` with all but the `n_kept` largest entries of the whole batch set to 0."""
+    flat = u.flatten()
+    values, indices = torch.topk(flat, n_kept, sorted=False)
+    return torch.zeros_like(flat).scatter(0, indices, values).view_as(u)
+
+
+def aux_k_loss(
+    residual: Float[Tensor, "B T D"],
+    u: Float[Tensor, "B T L"],
+    dead: Bool[Tensor, " L"],
+    W_dec: Float[Tensor, "L D"],
+    valid: Bool[Tensor, "B T"],
+) -> Float[Tensor, ""]:
+    """AuxK (2406.04093 §A.2, normalised by the residual's variance): dead latents reconstruct what is left over.
+
+    ê from the top min(D/2, #dead) dead pre-activations; ⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, and 0 when no latent is dead.
+    """
+    if u.device.type == "cpu" and not bool(dead.any()):
+        return residual.new_zeros(())  # on a GPU the test would wait for the device: there it is computed and masked
+    target = residual.detach().float()
+    k = min(target.shape[-1] // 2, u.shape[-1])
+    values, indices = torch.topk(torch.where(dead, u, -torch.inf), k, dim=-1, sorted=False)
+    kept = torch.zeros_like(u).scatter(-1, indices, torch.where(torch.isfinite(values), values, 0.0))
+    estimate = (kept @ W_dec).float()
+    weight = valid[..., None]
+    count = valid.sum()
+    mean = (target * weight).sum((0, 1)) / count
+    spread = ((target - mean).square() * weight).sum()
+    loss = ((target - estimate).square() * weight).sum() / spread
+    return torch.where(dead.any(), torch.nan_to_num(loss, nan=0.0, posinf=0.0), 0.0)
+
+
+@torch.no_grad()
+def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Float[Tensor, "B T L"], n_valid: int) -> None:
+    """Add `n_valid` tokens to the silence of every latent, and reset those that fired."""
+    fired = (latents > 0).flatten(0, -2).any(0)
+    tokens_silent += n_valid
+    tokens_silent.masked_fill_(fired, 0)
+
+
+@torch.no_grad()
+def update_average_(average: Float[Tensor, ""], value: Float[Tensor, ""], beta: float, first: bool) -> None:
+    """Exponential moving average in float32; `first` sets it."""
+    average.copy_(value if first else beta * average + (1 - beta) * value)
+
+
+@torch.no_grad()
+def smallest_kept(latents: Float[Tensor, "B T L"]) -> Float[Tensor, ""]:
+    """The smallest positive latent of a batch, +inf if there is none."""
+    return torch.where(latents > 0, latents, torch.inf).min()
+
+
+@torch.no_grad()
+def threshold_for(batches: Iterable[Float[Tensor, "N L"]], k: float) -> float:
+    """θ such that ReLU pre-activations above it number `k` per token over all of `batches`.
+
+    Halfway between the (k·N)-th largest of all values and the next one. Of each batch only twice the expected
+    number of largest ones is kept.
+    """
+    tokens, largest = 0, []
+    for u in batches:
+        tokens += len(u)
+        largest.append(torch.topk(u.flatten(), min(int(2 * k * len(u)) + 1, u.numel()), sorted=False).values)
+    values = torch.cat(largest)
+    n_kept = min(max(round(k * tokens), 1), len(values) - 1)
+    ordered = torch.topk(values, n_kept + 1).values
+    return float((ordered[n_kept - 1] + ordered[n_kept]) / 2)
+
+
+@torch.no_grad()
+def geometric_median(x: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
+    """The point with the least mean distance to the rows (Weiszfeld), from the mean."""
+    x = x.float()
+    point = x.mean(0)
+    for _ in range(WEISZFELD_STEPS):
+        weight = 1 / (x - point).norm(dim=-1).clamp_min(1e-12)
+        moved: Tensor = (x * weight[:, None]).sum(0) / weight.sum()
+        if (moved - point).norm() <= WEISZFELD_TOLERANCE * moved.norm().clamp_min(1e-12):
+            return moved
+        point = moved
+    return point

@@ -1,0 +1,148 @@
+"""From flags, `--set` and a TOML file to one `FitConfig`. Flags win over the file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from common.config import build, read_toml
+from common.errors import ConfigError, StoreError, nearest
+from train.config import FitConfig, LearnerConfig
+from train.saes import variant_class
+
+LEARNER_KEYS = set(LearnerConfig.model_fields) - {"options"}
+
+
+def fit_config(
+    file: Path | None,
+    flags: dict[str, Any],
+    variants: tuple[str, ...],
+    shared: dict[str, Any],
+    settings: tuple[str, ...],
+) -> FitConfig:
+    """The configuration that a `train fit` command line describes.
+
+    Args:
+        flags: run settings that were given.
+        variants: `--variant` names; they replace the file's learners.
+        shared: `--d-sae`, `--k`, `--lr`: for every learner; k only where the variant has it.
+        settings: `--set` texts.
+
+    Raises:
+        ConfigError: an unknown name anywhere, with the nearest known one.
+    """
+    values = read_toml(file) if file is not None else {}
+    where = str(file) if file is not None else "train fit"
+    tables = values.pop("learner", [])
+    if not isinstance(tables, list) or not all(isinstance(entry, dict) for entry in tables):
+        raise ConfigError(f"{where}: learners are given as [[learner]] tables.")
+    if variants:
+        tables = [{"variant": variant} for variant in variants]
+    tables = with_names(tables, where)
+    for entry in tables:
+        apply_shared(entry, shared)
+    for text in settings:
+        apply_setting(tables, text)
+    learners = tuple(learner_config(entry, f"{where}: learner '{entry['name']}'") for entry in tables)
+    return build(FitConfig, values | flags | {"learner": learners}, where)
+
+
+def with_names(tables: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """Copies with a name each: the variant's, and `topk-2` for a second `topk`.
+
+    Raises:
+        ConfigError: a table without a variant, or an unknown variant.
+    """
+    named: list[dict[str, Any]] = []
+    for entry in tables:
+        if "variant" not in entry:
+            raise ConfigError(f'{where}: a [[learner]] table needs variant = "…".')
+        variant = str(entry["variant"])
+        variant_class(variant)
+        taken = {other["name"] for other in named}
+        name, number = variant, 1
+        while name in taken:
+            number += 1
+            name = f"{variant}-{number}"
+        named.append({"name": name, **entry})
+    return named
+
+
+def option_keys(entry: dict[str, Any]) -> set[str]:
+    """Settings of the learner's variant."""
+    return set(variant_class(entry["variant"]).Config.model_fields)
+
+
+def apply_shared(entry: dict[str, Any], shared: dict[str, Any]) -> None:
+    for key, value in shared.items():
+        if key in LEARNER_KEYS or key in option_keys(entry):
+            entry[key] = value
+        elif key == "k" and "target_l0" in option_keys(entry):
+            entry["target_l0"] = value  # variants with a penalty instead of a k are steered towards the same L0
+
+
+def apply_setting(tables: list[dict[str, Any]], text: str) -> None:
+    """Apply one `--set`: `key=value` to every learner that knows the key, `name.key=value` to one.
+
+    Raises:
+        ConfigError: no `=`, no such learner, or a key that no learner knows.
+    """
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {text}: write it as key=value.")
+    name, dot, rest = key.rpartition(".")
+    chosen = [entry for entry in tables if entry["name"] == name] if dot else tables
+    if dot and not chosen:
+        raise ConfigError(f"--set {text}: no learner '{name}'.{nearest(name, [entry['name'] for entry in tables])}")
+    knowing = [entry for entry in chosen if rest in LEARNER_KEYS | option_keys(entry)]
+    if not knowing:
+        known = set().union(*(LEARNER_KEYS | option_keys(entry) for entry in chosen)) if chosen else LEARNER_KEYS
+        raise ConfigError(f"--set {text}: unknown setting '{rest}'.{nearest(rest, known)}")
+    for entry in knowing:
+        entry[rest] = parse_value(raw)
+
+
+def parse_value(text: str) -> Any:
+    """A TOML-like value: number, true/false, list; anything else is text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def learner_config(entry: dict[str, Any], where: str) -> LearnerConfig:
+    """A flat learner table, its keys sorted into what is common and what is the variant's own.
+
+    Raises:
+        ConfigError: a key that neither knows, or a value that does not fit.
+    """
+    options = dict(entry.get("options", {}))
+    common: dict[str, Any] = {}
+    known = LEARNER_KEYS | option_keys(entry)
+    for key, value in entry.items():
+        if key == "options":
+            continue
+        if key not in known:
+            raise ConfigError(f"{where}: unknown setting '{key}'.{nearest(key, known)}")
+        if key in LEARNER_KEYS:
+            common[key] = value
+        else:
+            options[key] = value
+    return build(LearnerConfig, common | {"options": options}, where)
+
+
+def saved_config(run: Path, cache: Path | None = None, device: str | None = None) -> FitConfig:
+    """The configuration saved in a run folder.
+
+    Raises:
+        StoreError: no run there.
+    """
+    if not (run / "run.toml").exists():
+        raise StoreError(f"{run}: no run here (no run.toml). Start one with: train fit")
+    values = read_toml(run / "run.toml") | {"out": run}
+    if cache is not None:
+        values["cache"] = cache
+    if device is not None:
+        values["device"] = device
+    return build(FitConfig, values, str(run / "run.toml"))
