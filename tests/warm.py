@@ -1,0 +1,185 @@
+"""Run the command lines in children forked from a process that has everything imported: a start costs milliseconds.
+
+    with WarmServer() as server:
+        child = server.start(["harvest", "run", …], cwd=tmp_path)
+        time.sleep(0.3); child.kill()
+        assert server.run(["harvest", "run", …], cwd=tmp_path).code == 0
+
+The server itself computes nothing, so a forked child may use threads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended.
+
+    Attributes:
+        code: exit code, or minus the number of the signal that ended it.
+    """
+
+    code: int
+    out: str
+    err: str
+
+
+@dataclass
+class Child:
+    """A command under way in a forked child."""
+
+    server: WarmServer
+    pid: int
+    log: Path
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def kill(self) -> Ended:
+        """SIGKILL, then reap."""
+        self.signal(signal.SIGKILL)
+        return self.wait()
+
+    def wait(self) -> Ended:
+        code = self.server.ask({"wait": self.pid})["code"]
+        return Ended(code, (self.log / "out").read_text(), (self.log / "err").read_text())
+
+    def err_so_far(self) -> str:
+        return (self.log / "err").read_text()
+
+
+class WarmServer:
+    """The warm parent, in a process of its own."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self.logs = tempfile.TemporaryDirectory(prefix="warm-")
+        self.count = 0
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.warm"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd=ROOT,
+            env=environment,
+            text=True,
+        )
+        assert self.answer() == {"ready": True}
+
+    def __enter__(self) -> WarmServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        self.logs.cleanup()
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self.answer()
+
+    def answer(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, argv: list[str], cwd: Path) -> Child:
+        """Fork a child that runs `argv`, whose first word is `harvest` or `train`."""
+        self.count += 1
+        log = Path(self.logs.name) / str(self.count)
+        log.mkdir()
+        (log / "out").touch()
+        (log / "err").touch()
+        pid = self.ask({"start": argv, "cwd": str(cwd), "log": str(log)})["pid"]
+        return Child(self, pid, log)
+
+    def run(self, argv: list[str], cwd: Path) -> Ended:
+        """Run `argv` to its end."""
+        return self.start(argv, cwd).wait()
+
+
+def wait_for(condition: Any, timeout_s: float = 60.0) -> None:
+    """Until `condition()` is true.
+
+    Raises:
+        TimeoutError: it never was.
+    """
+    end = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"waited {timeout_s} s for {condition}")
+        time.sleep(0.005)
+
+
+def become_child(request: dict[str, Any]) -> None:
+    """In the forked child: its own outputs and folder, then the command line as a console script runs it."""
+    import granary
+
+    log = Path(request["log"])
+    for descriptor, name in ((1, "out"), (2, "err")):
+        target = os.open(log / name, os.O_WRONLY | os.O_APPEND)
+        os.dup2(target, descriptor)
+        os.close(target)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(request["cwd"])
+    sys.argv = request["start"]
+    entry = granary.harvest_main if sys.argv[0] == "harvest" else granary.train_main
+    code = 0
+    try:
+        entry()
+    except SystemExit as leaving:
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def serve() -> None:
+    """Import everything, then fork a child per request."""
+    import granary  # noqa: F401  (binds common, harvest and train)
+
+    import transformer_lens.model_bridge  # noqa: F401, I001
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
+
+    import harvest.cli
+    import harvest.run
+    import train.cli
+    import train.trainer  # noqa: F401
+
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            print(json.dumps({"code": os.waitstatus_to_exitcode(status)}), flush=True)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            become_child(request)
+        print(json.dumps({"pid": pid}), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
