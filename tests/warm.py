@@ -10,6 +10,7 @@ The server itself computes nothing, so a forked child may use threads.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -21,6 +22,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+WARM_MODULES = (
+    "granary",  # first: binds common, harvest and train
+    "transformer_lens.model_bridge",
+    "transformers.models.gpt2.modeling_gpt2",
+    "transformers.models.gpt_neox.modeling_gpt_neox",
+    "harvest.cli",
+    "harvest.run",
+    "harvest.verify",
+    "train.cli",
+    "train.trainer",
+)
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -157,17 +169,8 @@ def become_child(request: dict[str, Any]) -> None:
 
 def serve() -> None:
     """Import everything, then fork a child per request."""
-    import granary  # noqa: F401  (binds common, harvest and train)
-
-    import transformer_lens.model_bridge  # noqa: F401, I001
-    import transformers.models.gpt2.modeling_gpt2
-    import transformers.models.gpt_neox.modeling_gpt_neox  # noqa: F401
-
-    import harvest.cli
-    import harvest.run
-    import train.cli
-    import train.trainer  # noqa: F401
-
+    for module in WARM_MODULES:
+        importlib.import_module(module)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
