@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -20,10 +21,10 @@ def parse_count(value: Any) -> Any:
     text = value.strip().lower().replace("_", "").replace(",", "")
     factor = SUFFIXES.get(text[-1:], 1)
     try:
-        number = float(text[:-1] if factor > 1 else text) * factor
-    except ValueError:
+        number = Decimal(text[:-1] if factor > 1 else text) * factor  # exact: 1.005M is no whole float
+    except InvalidOperation:
         return value
-    return int(number) if number == int(number) else value
+    return int(number) if number.is_finite() and number == int(number) else value
 
 
 Count = Annotated[int, BeforeValidator(parse_count)]

@@ -62,9 +62,9 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     Raises:
         StoreError: the disk is full (or a quota reached); the file aside is removed again.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ASIDE)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
@@ -80,7 +80,8 @@ def disk_error(error: OSError, path: Path, size: int) -> OSError:
     """A `StoreError` that says how much is missing when the disk is full; other errors as they are."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return error
-    free = shutil.disk_usage(path.parent).free
+    there = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(there).free
     return StoreError(
         f"{path}: no space left on the disk: {size:,} bytes to write, {free:,} free. "
         "What was committed is intact: free some space and run the same command again."
