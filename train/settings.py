@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from common.config import build, read_toml
+from common.config import build, parse_count, read_toml
 from common.errors import ConfigError, StoreError, nearest
 from train.config import FitConfig, LearnerConfig
 from train.saes import variant_class
@@ -128,7 +128,7 @@ def learner_config(entry: dict[str, Any], where: str) -> LearnerConfig:
         if key in LEARNER_KEYS:
             common[key] = value
         else:
-            options[key] = value
+            options[key] = parse_count(value)  # "2k", "2000" and 2000 are one setting: they must compare equal
     return build(LearnerConfig, common | {"options": options}, where)
 
 
