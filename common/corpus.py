@@ -167,7 +167,7 @@ class LocalCorpus:
             yield from self._read_parquet(file)
 
     def _read_jsonl(self, file: Path) -> Iterator[str]:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8", errors="replace") as lines:
             for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
@@ -194,7 +194,12 @@ class LocalCorpus:
             hint = nearest(self.options.column, names)
             raise DataError(f"{file}: no column '{self.options.column}'. Say which with --column.{hint}")
         for batch in parquet.iter_batches(batch_size=1024, columns=[self.options.column]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+            texts = batch.column(0)
+            if any(not isinstance(text, str) for text in texts.drop_null().to_pylist()[:1]):
+                raise DataError(
+                    f"{file}: column '{self.options.column}' holds {texts.type}, not text. Say which with --column."
+                )
+            yield from (text for text in texts.to_pylist() if text)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def test_parse_count_reads_suffixes(text: Any, number: int) -> None:
     assert type(parse_count(text)) is int
 
 
-@pytest.mark.parametrize("text", ["", "k", "ten", "1.5", "10q", "nan", "inf", "1e400"])
+@pytest.mark.parametrize("text", ["", "k", "ten", "1.5", "10q", "nan", "inf"])
 def test_build_refuses_a_count_that_is_no_whole_number(text: str) -> None:
     with pytest.raises(ConfigError, match=f"tokens = '{text}': "):
         build(Example, {"model": "x", "tokens": text}, "test")
