@@ -200,7 +200,9 @@ class Store:
             write_json(self.path / name / "zarr.json", metadata)
         root = _group_metadata({HEADER: self.header})
         # consolidated: readers list the arrays without walking the folder, where the journal is no zarr node
-        root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": nodes}
+        # sorted: zarr-python takes siblings that do not lie together for several groups, and keeps the last one
+        flat = dict(sorted(nodes.items()))
+        root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": flat}
         write_json(self.path / "zarr.json", root)
 
     def _groups(self) -> list[str]:
