@@ -74,11 +74,13 @@ def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) ->
     """Count the windows of every committed chunk.
 
     Raises:
-        StoreError: a chunk is missing, cut short, or its tokens do not match their checksum.
+        StoreError: no chunk is there yet, or one is missing, cut short, or its tokens do not match their checksum.
         DataError: nothing may be trained on, or nothing can be held out.
     """
     hook = store.hook(config.hook)
     chunks = store.usable_chunks(hook)
+    if not chunks:
+        raise StoreError(f"{store.path}: no chunk of {hook} is harvested yet. Run: harvest info {store.path}")
     for chunk in chunks:
         wrong = store.check_size(acts_array(hook), chunk)
         if wrong is not None:
@@ -194,18 +196,19 @@ class Batches:
         parts = []
         for piece in pieces:
             pool = self._pool(piece.pass_number, piece.pool)
-            out = self._buffer(n_windows * window, step) if reuse and len(pieces) == 1 else None
+            out = self._buffer(n_windows, window, step) if reuse and len(pieces) == 1 else None
             parts.append(pool.gather(window, piece.start, piece.stop, out))
         batch = Batch.join(parts)
         self.read_bytes += batch.x.nbytes
         return batch
 
-    def _buffer(self, rows: int, step: int) -> torch.Tensor:
-        shape = (rows, self.store.d_model(self.plan.hook))
-        dtype = TORCH[self.store.hooks[self.plan.hook]["dtype"]]
-        if shape not in self._out:
-            self._out[shape] = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2)]
-        return self._out[shape][step % 2]
+    def _buffer(self, n_windows: int, window: int, step: int) -> torch.Tensor:
+        key = (n_windows, window)  # not the number of rows: batches of two window lengths are in use at once
+        if key not in self._out:
+            shape = (n_windows * window, self.store.d_model(self.plan.hook))
+            dtype = TORCH[self.store.hooks[self.plan.hook]["dtype"]]
+            self._out[key] = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2)]
+        return self._out[key][step % 2]
 
     def _pool(self, pass_number: int, pool: int) -> Pool:
         key = (pass_number, pool)
