@@ -12,6 +12,7 @@ from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.optim import make_optimizer, normalise_rows_, project_gradient_
 from train.saes.base import SAE, Output
+from train.saes.parts import masked
 from train.schedule import Clock, default_lr, lr_factor
 
 
@@ -89,15 +90,16 @@ class Learner:
 
     @torch.no_grad()
     def _record(self, scaled: Tensor, output: Output, total: Tensor, norm: Tensor, batch: Batch) -> None:
-        weight = batch.valid[..., None]
-        kept = scaled * weight
+        kept = masked(scaled, batch.valid, batch.n_valid)
+        errors = masked(scaled - output.reconstruction, batch.valid, batch.n_valid)
+        latents = masked(output.latents, batch.valid, batch.n_valid)
         self.sums.add("steps", torch.ones((), device=self.device))
         self.sums.add("tokens", torch.full((), batch.n_valid, device=self.device))
         self.sums.add("x", kept.sum((0, 1)))
         self.sums.add("x2", kept.square().sum())
-        self.sums.add("error2", ((scaled - output.reconstruction) * weight).square().sum())
-        self.sums.add("l0", (output.latents * weight > 0).sum())
-        self.sums.add("l1", (output.latents * weight).sum())
+        self.sums.add("error2", errors.square().sum())
+        self.sums.add("l0", (latents > 0).sum())
+        self.sums.add("l1", latents.sum())
         self.sums.add("loss", total)
         for name, part in output.parts.items():
             self.sums.add(f"part/{name}", part)

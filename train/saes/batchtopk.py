@@ -23,6 +23,8 @@ from train.saes.parts import (
     aux_k_loss,
     batch_top_k,
     count_silence_,
+    masked,
+    pre_activations,
     reconstruction_loss,
     smallest_kept,
     threshold_for,
@@ -68,7 +70,7 @@ class BatchTopK(SAE):
         self.register_buffer("threshold", torch.zeros(()))
 
     def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return torch.relu(((x - self.b_dec) @ self.W_enc).float() + self.b_enc)
+        return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))
 
     def codes(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
         u = self.pre_activations(x)
@@ -77,7 +79,7 @@ class BatchTopK(SAE):
     def training_pass(
         self, x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"], n_valid: int, clock: Clock
     ) -> Output:
-        u = self.pre_activations(x) * valid[..., None]
+        u = masked(self.pre_activations(x), valid, n_valid)
         latents = batch_top_k(u, self.config.k * n_valid)
         reconstruction = (latents @ self.W_dec).float() + self.b_dec
         dead = self.tokens_silent >= dead_after(clock.n_steps, clock.batch_tokens)

@@ -12,12 +12,32 @@ WEISZFELD_STEPS = 100
 WEISZFELD_TOLERANCE = 1e-5
 
 
+def pre_activations(
+    x: Float[Tensor, "B T D"],
+    W_enc: Float[Tensor, "D L"],
+    b_enc: Float[Tensor, " L"],
+    b_dec: Float[Tensor, " D"],
+) -> Float[Tensor, "B T L"]:
+    """(x − b_dec) W_enc + b_enc in float32, with the gradient for b_dec taken through the batch's sum.
+
+    Autograd would multiply [B·T, L] by [L, D] only to sum the result over tokens: a sixth of a dense step's work.
+    """
+    centred = (x - b_dec).detach()
+    through_b_dec = (b_dec - b_dec.detach()) @ W_enc.detach()  # zero; carries the gradient −(Σ du) W_encᵀ
+    return (centred @ W_enc).float() + (b_enc - through_b_dec)
+
+
+def masked(values: Float[Tensor, "B T A"], valid: Bool[Tensor, "B T"], n_valid: int) -> Float[Tensor, "B T A"]:
+    """`values` with invalid positions set to 0; untouched where the host knows that all are valid."""
+    return values if n_valid == valid.numel() else values * valid[..., None]
+
+
 def reconstruction_loss(
     x: Float[Tensor, "B T D"], reconstruction: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"], n_valid: int
 ) -> Float[Tensor, ""]:
     """⟨‖x − x̂‖²⟩: summed over dimensions, averaged over valid tokens. Never the mean over dimensions (spec §3)."""
-    errors = (x - reconstruction).float().square().sum(-1)
-    return (errors * valid).sum() / n_valid
+    errors = masked((x - reconstruction).float(), valid, n_valid)
+    return errors.square().sum() / n_valid
 
 
 def top_k(u: Float[Tensor, "B T L"], k: int) -> Float[Tensor, "B T L"]:

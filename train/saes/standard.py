@@ -20,7 +20,7 @@ from pydantic import Field
 from torch import Tensor
 
 from train.saes.base import SAE, Output, SAEConfig
-from train.saes.parts import count_silence_, reconstruction_loss, update_average_
+from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, update_average_
 from train.schedule import Clock, averaging, dead_after, ramp
 
 START_NORM = 0.1
@@ -62,12 +62,12 @@ class Standard(SAE):
         self.register_buffer("l0_average", torch.zeros(()))
 
     def codes(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return torch.relu(((x - self.b_dec) @ self.W_enc).float() + self.b_enc)
+        return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))
 
     def training_pass(
         self, x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"], n_valid: int, clock: Clock
     ) -> Output:
-        latents = self.codes(x) * valid[..., None]
+        latents = masked(self.codes(x), valid, n_valid)
         reconstruction = (latents @ self.W_dec).float() + self.b_dec
         sizes = (latents @ self.W_dec.norm(dim=-1)).sum() / n_valid
         parts = {

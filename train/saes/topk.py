@@ -18,7 +18,7 @@ from torch import Tensor
 
 from common.config import Count
 from train.saes.base import SAE, Output, SAEConfig
-from train.saes.parts import aux_k_loss, count_silence_, reconstruction_loss, top_k
+from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss, top_k
 from train.schedule import Clock, dead_after
 
 
@@ -49,17 +49,17 @@ class TopK(SAE):
         self.register_buffer("tokens_silent", torch.zeros(config.d_sae, dtype=torch.int64))
 
     def codes(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return top_k(torch.relu((x - self.b_dec) @ self.W_enc + self.b_enc), self.config.k)
+        return top_k(torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec)), self.config.k)
 
     def training_pass(
         self, x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"], n_valid: int, clock: Clock
     ) -> Output:
-        u = torch.relu(((x - self.b_dec) @ self.W_enc).float() + self.b_enc)
+        u = torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))
         latents = top_k(u, self.config.k)
         reconstruction = (latents @ self.W_dec).float() + self.b_dec
         dead = self.tokens_silent >= dead_after(clock.n_steps, clock.batch_tokens)
         aux = aux_k_loss(x - reconstruction, u, dead, self.W_dec, valid)
-        count_silence_(self.tokens_silent, latents * valid[..., None], n_valid)
+        count_silence_(self.tokens_silent, masked(latents, valid, n_valid), n_valid)
         parts = {
             "reconstruction": reconstruction_loss(x, reconstruction, valid, n_valid),
             "aux": self.config.aux_alpha * aux,
