@@ -1,0 +1,29 @@
+"""`python -m tests.benchmarks [harvest] [read] [step]`: one table of this machine against its floors."""
+
+from __future__ import annotations
+
+import platform
+import sys
+
+import torch
+
+import granary  # noqa: F401  (binds common, harvest and train)
+from common.console import table
+from tests.benchmarks import harvest_speed, read_speed, step_speed
+
+PROGRAMS = {"harvest": harvest_speed.run, "read": read_speed.run, "step": step_speed.run}
+
+
+def main() -> None:
+    """Run the programs named on the command line, or all of them."""
+    chosen = sys.argv[1:] or list(PROGRAMS)
+    rows = [row for name in chosen for row in PROGRAMS[name]()]
+    title = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians, interleaved"
+    drawn = [
+        (r.name, r.ours, r.against, round(r.ratio, 3), r.wanted, "yes" if r.ratio >= r.wanted else "NO") for r in rows
+    ]
+    table(title, ("what", "ours", "floor or peer", "ratio", "wanted", "met"), drawn)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Harvest against the bare truncated forward: the same model, tokens and batch, with nothing done to the result.
+
+A Pythia-70m-shaped model (512 wide, 6 layers, random weights), hook at block 3, bfloat16 store.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from common.models import LanguageModel, find_model, load_model
+from common.stopping import Stop
+from harvest.run import forward, make_plan, missing_chunks, prepare_store, tokenise
+from tests.benchmarks.measure import Row, interleaved, median_ratio
+from tests.conftest import harvest_config
+
+TOKENS = 65_536
+CONTEXT = 128
+BATCH = 32
+LAYER = 3
+
+
+def make_model(folder: Path) -> Path:
+    """Pythia-70m's shape with random weights."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    shape = GPTNeoXConfig(
+        vocab_size=50304, hidden_size=512, num_hidden_layers=6, num_attention_heads=8, intermediate_size=2048
+    )
+    GPTNeoXForCausalLM(shape).save_pretrained(folder / "pythia-shape")
+    return folder / "pythia-shape"
+
+
+def bare_forward(model: LanguageModel) -> None:
+    """The truncated forward alone, over as many tokens."""
+    tokens = torch.randint(0, 256, (BATCH, CONTEXT), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        for _ in range(TOKENS // (BATCH * CONTEXT)):
+            model.bridge(tokens, stop_at_layer=LAYER + 1, return_type=None)
+
+
+def run(rounds: int = 5) -> list[Row]:
+    """The forward stage of a harvest, store written and fsynced, against the bare forward; bytes per token."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        source = make_model(folder)
+        model = load_model(find_model(str(source)), "cpu")
+        out = folder / "bench.zarr"
+        options = {"layer": (LAYER,), "tokens": TOKENS, "context": CONTEXT, "batch_size": BATCH, "chunk_sequences": 512}
+        plan = make_plan(harvest_config(source, Path("stdlib"), out, corpus="stdlib", **options))
+
+        def harvest_once() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            store = prepare_store(plan)
+            tokenise(plan, store, Stop())
+            forward(plan, store, Stop(), missing_chunks(store), 0.0)
+
+        def tokenise_once() -> None:
+            shutil.rmtree(out, ignore_errors=True)
+            tokenise(plan, prepare_store(plan), Stop())
+
+        times = interleaved(
+            {"harvest": harvest_once, "tokenise": tokenise_once, "bare": lambda: bare_forward(model)}, rounds
+        )
+        forward_s = [a - b for a, b in zip(times["harvest"].seconds, times["tokenise"].seconds, strict=True)]
+        times["forward"] = type(times["bare"])(forward_s)
+        harvest_once()
+        size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) / TOKENS
+    rate, floor = TOKENS / times["forward"].median, TOKENS / times["bare"].median
+    return [
+        Row("harvest / bare truncated forward", f"{rate:,.0f} tok/s", f"{floor:,.0f} tok/s",
+            median_ratio(times["bare"], times["forward"]), 0.95),
+        Row("bytes per token on disk (d=512, bf16)", f"{size:,.1f}", "1,060", 1060 / size, 1.0),
+    ]  # fmt: skip

@@ -1,0 +1,136 @@
+"""Reading batches of 2,048 shuffled single tokens (d=512, bf16) against index_select over a resident tensor.
+
+The whole cost is counted: mapping and indexing each pool, in its thread, while the pool before it is read. Cold:
+the files are dropped from the page cache first, against reading the same files from end to end.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.dtypes import NUMPY, to_torch
+from common.store import DOCUMENTS, TOKENS, Store, acts_array, norms_array, partial_array
+from tests.benchmarks.measure import Row, Timing, interleaved, median_ratio
+from train.data.reader import Batches
+
+HOOK = "blocks.0.hook_resid_post"
+D_MODEL = 512
+CONTEXT = 128
+CHUNK = 512
+CHUNKS = 48  # 3.1 M tokens, 3.2 GB: three pools
+BATCH = 2048
+PEER_TOKENS_PER_S = 0.8e6  # the strongest peer's cached reader at d=512
+
+
+def make_store(path: Path, chunks: int = CHUNKS) -> Store:
+    """A store of random activations; every position may be trained on but the first of each sequence."""
+    identity = {
+        "format": 1, "model": {"weights": "random"}, "model_dtype": "float32", "tokenizer": "none",
+        "corpus": {"name": "random"}, "packing": "packed", "context": CONTEXT, "bos": True, "dtype": "bfloat16",
+        "compression": None, "chunk_sequences": CHUNK, "seed": 0,
+    }  # fmt: skip
+    header = {
+        "identity": identity, "n_sequences": CHUNK * chunks, "corpus_dry": False, "special_tokens": [0],
+        "vocabulary": 1000, "n_layers": 1, "settings": {"model": "random", "batch_size": 32},
+        "hooks": {HOOK: {"d_model": D_MODEL, "dtype": "bfloat16", "id": "", "summarised": False}},
+    }  # fmt: skip
+    store = Store.create(path, header)
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((CHUNK, CONTEXT, D_MODEL), np.float32).astype(NUMPY["bfloat16"])
+    sums = np.stack([np.zeros(D_MODEL), np.full(D_MODEL, CHUNK * (CONTEXT - 1.0))])[None]
+    for chunk in range(chunks):
+        tokens = generator.integers(1, 1000, (CHUNK, CONTEXT), np.int32)
+        tokens[:, 0] = 0
+        documents = np.repeat(np.arange(chunk * CHUNK, (chunk + 1) * CHUNK, dtype=np.int32)[:, None], CONTEXT, 1)
+        norms = np.full((CHUNK, CONTEXT), D_MODEL**0.5, np.float32)
+        facts = {"count": CHUNK * (CONTEXT - 1), "max_abs": 5.0}
+        store.commit(
+            [(TOKENS, chunk, tokens, {}), (DOCUMENTS, chunk, documents, {}), (acts_array(HOOK), chunk, values, {}),
+             (norms_array(HOOK), chunk, norms, {}), (partial_array(HOOK), chunk, sums, facts)]
+        )  # fmt: skip
+    return store
+
+
+def drop_from_cache(files: list[Path]) -> None:
+    """Ask the kernel to forget the files."""
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def read_all(batches: Batches, start: int = 0) -> None:
+    """Every batch of one pass, in order."""
+    per_pass = batches.windows_per_pass() // BATCH
+    for step in range(start, start + per_pass):
+        batches.batch(step, BATCH, reuse=True)
+
+
+def warm_rows(store: Store, rounds: int) -> list[Row]:
+    batches = Batches.of(store)
+    pool_rows = batches.plan.pool_chunks * CHUNK * CONTEXT
+    files = [store.chunk_path(acts_array(HOOK), chunk) for chunk in range(batches.plan.pool_chunks)]
+    resident = to_torch(np.concatenate([np.fromfile(file, np.uint8) for file in files]).view(NUMPY["bfloat16"]))
+    resident = resident.view(pool_rows, D_MODEL)
+    steps = batches.windows_per_pass() // BATCH
+    indices = [torch.randint(0, pool_rows, (BATCH,)) for _ in range(64)]
+    out = torch.empty(BATCH, D_MODEL, dtype=torch.bfloat16)
+    passes = iter(range(1, 10_000))
+
+    def ours() -> None:
+        read_all(batches, next(passes) * steps)
+
+    def floor() -> None:
+        for step in range(steps):
+            torch.index_select(resident, 0, indices[step % 64], out=out)
+
+    times = interleaved({"ours": ours, "floor": floor}, rounds)
+    batches.close()
+    tokens = steps * BATCH
+    rate, best = tokens / times["ours"].median, tokens / times["floor"].median
+    gigabytes = tokens * D_MODEL * 2 / 1e9
+    return [
+        Row("batches of 2,048 tokens, page-cached / index_select on a resident pool",
+            f"{rate / 1e6:.2f} M tok/s ({gigabytes / times['ours'].median:.1f} GB/s)",
+            f"{best / 1e6:.2f} M tok/s ({gigabytes / times['floor'].median:.1f} GB/s)",
+            median_ratio(times["floor"], times["ours"]), 0.7),
+        Row("the same / strongest peer's cached reader (its published rate)", f"{rate / 1e6:.2f} M tok/s",
+            f"{PEER_TOKENS_PER_S / 1e6:.2f} M tok/s", rate / PEER_TOKENS_PER_S, 5.0),
+    ]  # fmt: skip
+
+
+def cold_row(store: Store, rounds: int) -> Row:
+    files = [store.chunk_path(acts_array(HOOK), chunk) for chunk in range(store.n_chunks)]
+    ours, floor = [], []
+    for _ in range(rounds):
+        drop_from_cache(files)
+        started = time.perf_counter()
+        buffer = bytearray(1 << 22)
+        for file in files:
+            with file.open("rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
+        floor.append(time.perf_counter() - started)
+        drop_from_cache(files)
+        batches = Batches.of(store)
+        started = time.perf_counter()
+        read_all(batches)
+        ours.append(time.perf_counter() - started)
+        batches.close()
+    gigabytes = sum(file.stat().st_size for file in files) / 1e9
+    a, b = Timing(ours), Timing(floor)
+    return Row("batches from a cold cache / sequential read of the same files", f"{gigabytes / a.median:.2f} GB/s",
+               f"{gigabytes / b.median:.2f} GB/s", median_ratio(b, a), 0.7)  # fmt: skip
+
+
+def run(rounds: int = 5) -> list[Row]:
+    with tempfile.TemporaryDirectory() as scratch:
+        store = make_store(Path(scratch) / "bench.zarr")
+        return [*warm_rows(store, rounds), cold_row(store, rounds)]
