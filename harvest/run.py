@@ -25,7 +25,7 @@ from common.console import Progress, format_bytes, format_seconds, say
 from common.corpus import Corpus, open_corpus
 from common.dtypes import NUMPY
 from common.errors import ConfigError, DataError, Interrupted, StoreError
-from common.files import exclusive, fingerprint
+from common.files import ASIDE, exclusive, fingerprint
 from common.models import RESID_POST, LanguageModel, find_model, load_model
 from common.stopping import Stop
 from common.store import (
@@ -240,6 +240,7 @@ def prepare_store(plan: Plan) -> Store:
         StoreError: a store of another identity lies there; the message is the difference.
     """
     if not (plan.path / "zarr.json").exists():
+        refuse_other_files(plan.path)
         store = Store.create(plan.path, new_header(plan))
     else:
         store = Store.open(plan.path)
@@ -257,9 +258,26 @@ def prepare_store(plan: Plan) -> Store:
     return store
 
 
+def refuse_other_files(path: Path) -> None:
+    """Raise unless `path` holds at most what a harvest killed in its first moment leaves.
+
+    Raises:
+        StoreError: somebody else's files, which a harvest that finds no text would remove with its own.
+    """
+    ours = {".lock", "zarr.json" + ASIDE, TOKENS, DOCUMENTS}
+    if {file.name for file in path.iterdir()} - ours:
+        raise StoreError(f"{path}: other files are here, and no store. Choose another --out.")
+
+
 def sequences_to_hold(plan: Plan, store: Store) -> int:
-    """Sequences the store is to hold: more when more are asked for, fewer only while they are not tokenised yet."""
+    """Sequences the store is to hold: more when more are asked for, fewer only while they are not tokenised yet.
+
+    Raises:
+        DataError: the corpus is known to have fewer tokens than asked for, without --allow-fewer.
+    """
     tokenised = len(store.committed(TOKENS))
+    if plan.n_sequences > store.n_sequences and store.header["corpus_dry"] and not plan.config.allow_fewer:
+        raise dry_error(plan, store.n_sequences * store.context)
     if plan.n_sequences > store.n_sequences and not store.header["corpus_dry"]:
         if tokenised == store.n_chunks:
             say(f"{plan.path}: extending from {store.n_sequences:,} to {plan.n_sequences:,} sequences")
@@ -361,13 +379,17 @@ def corpus_ran_dry(plan: Plan, store: Store, sequences: int) -> None:
             f"--corpus {plan.config.corpus}: not even one sequence of {store.context} tokens of text in it."
         )
     if not plan.config.allow_fewer:
-        raise DataError(
-            f"--corpus {plan.config.corpus}: it ran dry at {found:,} tokens, --tokens asked for {asked:,}. "
-            f"Say --allow-fewer, or --tokens {found}."
-        )
+        raise dry_error(plan, found)
     say(f"the corpus ran dry at {found:,} of {asked:,} tokens: taking what there is")
     store.header = store.header | {"n_sequences": sequences, "corpus_dry": True}
     store.write_metadata()
+
+
+def dry_error(plan: Plan, found: int) -> DataError:
+    return DataError(
+        f"--corpus {plan.config.corpus}: it ran dry at {found:,} tokens, --tokens asked for {plan.config.tokens:,}. "
+        f"Say --allow-fewer, or --tokens {found}."
+    )
 
 
 # ---- stage 2 ------------------------------------------------------------------------------------------------
