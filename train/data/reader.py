@@ -16,7 +16,7 @@ import torch
 
 from common.config import build
 from common.dtypes import TORCH, to_torch
-from common.errors import ConfigError
+from common.errors import ConfigError, StoreError
 from common.files import fingerprint
 from common.store import Store, acts_array
 from train.config import DataConfig

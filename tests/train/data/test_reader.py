@@ -292,7 +292,7 @@ def test_a_growing_store_gives_its_committed_chunks_only(own_store: Path) -> Non
 def test_a_store_with_nothing_committed_is_refused(own_store: Path) -> None:
     store = Store.open(own_store)
     store.journal.rewrite(drop=[(acts_array(HOOK), chunk) for chunk in range(8)])
-    with pytest.raises(StoreError, match="no chunk of .* is harvested yet"):
+    with pytest.raises(StoreError, match=r"no chunk of .* is harvested yet"):
         plan_data(Store.open(own_store), data_config(), 0, {1})
 
 
