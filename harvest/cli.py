@@ -10,7 +10,7 @@ import click
 
 from common.config import build
 from common.console import emit_json, format_bytes, say, table
-from common.errors import StoreError
+from common.errors import GranaryError, StoreError
 from common.options import options_from
 from common.store import Store
 from harvest.config import HarvestConfig
@@ -107,7 +107,12 @@ def list_stores(folder: Path, as_json: bool) -> None:
     """List the stores under FOLDER (default: cache)."""
     from harvest.info import describe
 
-    stores = [describe(Store.open(path.parent)) for path in sorted(folder.rglob("*.zarr/zarr.json"))]
+    stores = []
+    for path in sorted(folder.rglob("*.zarr/zarr.json")):
+        try:
+            stores.append(describe(Store.open(path.parent)))
+        except GranaryError as error:  # one that is foreign or damaged hides none of the others
+            say(str(error))
     if as_json:
         emit_json(stores)
         return

@@ -61,7 +61,8 @@ def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
     chunks = {chunk for _, chunk in damaged}
     tokenise(plan, store, stop, only=chunks)
     todo = {chunk: hooks for chunk, hooks in missing_chunks(store).items() if chunk in chunks}
-    forward(plan, store, stop, todo, 0.0)
+    if todo:
+        forward(plan, store, stop, todo, 0.0)
     for (array, chunk), old in sorted(before.items()):
         if store.journal.entries[array, chunk].crc32c != old:
             say(f"{store.path} {array} chunk {chunk}: repaired, but this machine computes other bytes than before")

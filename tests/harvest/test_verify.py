@@ -1,0 +1,228 @@
+"""Find and mend: every kind of damage is named, and the mended store has the same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.errors import DataError, StoreError
+from common.stopping import Stop
+from common.store import SUMMARY, TOKENS, Store, acts_array, norms_array, partial_array
+from harvest.run import harvest
+from harvest.verify import repair, verify
+from tests.conftest import HOOK, harvest_config
+from tests.stores import flip_bit, unequal
+from tests.warm import WarmServer
+
+ACTS = acts_array(HOOK)
+
+
+@pytest.fixture
+def copy(shared_store: Path, tmp_path: Path) -> Path:
+    """A copy of the shared store, to be damaged."""
+    shutil.copytree(shared_store, tmp_path / "x.zarr")
+    return tmp_path / "x.zarr"
+
+
+def chunk_file(path: Path, array: str, chunk: int) -> Path:
+    return Store.open(path).chunk_path(array, chunk)
+
+
+def damage_line(path: Path, array: str, chunk: int) -> int:
+    """Change a digit in the middle of a chunk's journal line; the line's number."""
+    lines = (path / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    keys = [(record["array"], record["chunk"]) for record in map(json.loads, lines)]
+    number = keys.index((array, chunk))
+    lines[number] = lines[number].replace(b'"sequences":', b'"sequencez":')
+    (path / "journal.jsonl").write_bytes(b"".join(lines))
+    return number + 1
+
+
+def flip_activation(path: Path) -> list[str]:
+    flip_bit(chunk_file(path, ACTS, 2), 1000)
+    return [f"{ACTS} chunk 2: checksum "]
+
+
+def cut_chunk(path: Path) -> list[str]:
+    file = chunk_file(path, ACTS, 0)
+    file.write_bytes(file.read_bytes()[:-10])
+    return [f"{ACTS} chunk 0: 131,062 bytes, but the journal says 131,072"]
+
+
+def remove_norms(path: Path) -> list[str]:
+    chunk_file(path, norms_array(HOOK), 7).unlink()
+    return [f"{norms_array(HOOK)} chunk 7: the file is missing, but the journal has it"]
+
+
+def flip_moments(path: Path) -> list[str]:
+    flip_bit(chunk_file(path, partial_array(HOOK), 3))
+    return [f"{partial_array(HOOK)} chunk 3: checksum "]
+
+
+def flip_tokens(path: Path) -> list[str]:
+    flip_bit(chunk_file(path, TOKENS, 4))
+    return ["tokens chunk 4: checksum "]
+
+
+def flip_documents_and_activations(path: Path) -> list[str]:
+    flip_bit(chunk_file(path, "documents", 1))
+    flip_bit(chunk_file(path, ACTS, 6))
+    return [f"{ACTS} chunk 6: checksum ", "documents chunk 1: checksum "]
+
+
+def wrong_token_with_a_right_checksum(path: Path) -> list[str]:
+    store = Store.open(path)
+    tokens = np.array(store.map_chunk(TOKENS, 5))
+    tokens[3, 4] = 7_000
+    store.commit([(TOKENS, 5, tokens, store.journal.entries[TOKENS, 5].extra)])
+    return ["tokens chunk 5: token ids 10 to 7000, the vocabulary has 260"]
+
+
+def tear_journal(path: Path) -> list[str]:
+    with (path / "journal.jsonl").open("ab") as file:
+        file.write(b'{"array":"tok')
+    return ["journal.jsonl: unfinished last line (13 bytes)"]
+
+
+def damage_line_of_activations(path: Path) -> list[str]:
+    number = damage_line(path, ACTS, 2)
+    return [f"journal.jsonl: line {number} does not match its checksum"]
+
+
+def damage_line_of_tokens(path: Path) -> list[str]:
+    number = damage_line(path, TOKENS, 3)
+    return [f"journal.jsonl: line {number} does not match its checksum"]
+
+
+def lose_two_neighbours(path: Path) -> list[str]:
+    chunk_file(path, TOKENS, 4).unlink()
+    number = damage_line(path, TOKENS, 3)
+    return [f"journal.jsonl: line {number} does not match its checksum", "tokens chunk 4: the file is missing"]
+
+
+DAMAGE: list[Callable[[Path], list[str]]] = [
+    flip_activation,
+    cut_chunk,
+    remove_norms,
+    flip_moments,
+    flip_tokens,
+    flip_documents_and_activations,
+    wrong_token_with_a_right_checksum,
+    tear_journal,
+    damage_line_of_activations,
+    damage_line_of_tokens,
+    lose_two_neighbours,
+]
+
+
+def test_verify_of_a_whole_store_finds_nothing(shared_store: Path) -> None:
+    report = verify(shared_store)
+    assert (report.problems, report.missing) == ([], 0)
+    assert report.checked == 8 * 5  # tokens, documents, activations, norms, partial sums
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_verify_names_the_damage_and_repair_gives_the_same_bytes(
+    damage: Callable[[Path], list[str]], copy: Path, shared_store: Path
+) -> None:
+    expected = damage(copy)
+    found = [str(problem) for problem in verify(copy).problems]
+    assert len(found) == len(expected), found
+    for problem, start in zip(found, expected, strict=True):
+        assert problem.startswith(start)
+    report = repair(copy, Stop())
+    assert (report.problems, report.missing) == ([], 0)
+    assert unequal(copy, shared_store) == []
+    assert verify(copy).problems == []
+
+
+def test_repair_touches_only_what_is_damaged(copy: Path) -> None:
+    flip_activation(copy)
+    before = {file: file.stat().st_mtime_ns for file in copy.rglob("*") if "/c/" in file.as_posix() and file.is_file()}
+    repair(copy, Stop())
+    changed = {str(file.relative_to(copy)) for file, at in before.items() if file.stat().st_mtime_ns != at}
+    summary = {f"moments/{HOOK}/{name}/c/0" for name in SUMMARY}
+    assert changed - summary == {
+        f"{ACTS}/c/2/0/0",
+        f"{norms_array(HOOK)}/c/2/0",
+        f"{partial_array(HOOK)}/c/2/0/0",
+    }
+
+
+def test_repair_of_a_whole_store_does_nothing(copy: Path) -> None:
+    journal = (copy / "journal.jsonl").read_bytes()
+    assert repair(copy, Stop()).problems == []
+    assert (copy / "journal.jsonl").read_bytes() == journal
+
+
+def test_repair_of_a_store_with_tokens_only_mends_its_journal(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    config = harvest_config(tiny_model, texts, tmp_path / "x.zarr", tokens=4096)
+    harvest(config, stop)
+    store = Store.open(tmp_path / "x.zarr")
+    store.journal.rewrite(drop=[key for key in store.journal.entries if "/" in key[0]])
+    tear_journal(store.path)
+    report = repair(store.path, stop)
+    assert (report.problems, report.missing) == ([], 1)
+
+
+def test_repair_refuses_when_the_corpus_has_changed(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    shutil.copytree(texts, tmp_path / "texts")
+    harvest(harvest_config(tiny_model, tmp_path / "texts", tmp_path / "x.zarr", tokens=4096), Stop())
+    (tmp_path / "texts" / "00.txt").write_text("other words\n")
+    flip_bit(chunk_file(tmp_path / "x.zarr", ACTS, 0))
+    with pytest.raises(StoreError, match=r"another one \(stored → asked\): corpus\.content: "):
+        repair(tmp_path / "x.zarr", Stop())
+
+
+def test_harvest_puts_a_file_back_that_is_gone_or_short(
+    tiny_model: Path, texts: Path, copy: Path, shared_store: Path
+) -> None:
+    cut_chunk(copy)
+    remove_norms(copy)
+    outcome = harvest(harvest_config(tiny_model, texts, copy), Stop())
+    assert outcome.tokens_harvested_now == (64 + 469 - 7 * 64) * 64
+    assert unequal(copy, shared_store) == []
+
+
+def test_harvest_refuses_tokens_that_do_not_match_their_checksum(tiny_model: Path, texts: Path, copy: Path) -> None:
+    flip_tokens(copy)
+    chunk_file(copy, ACTS, 4).unlink()
+    with pytest.raises(StoreError, match=r"tokens chunk 4: checksum .* Run: harvest verify .* --repair"):
+        harvest(harvest_config(tiny_model, texts, copy), Stop())
+
+
+def test_verify_of_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store here"):
+        verify(tmp_path / "x.zarr")
+
+
+def test_cli_verify_names_damage_exits_3_and_repairs(warm: WarmServer, copy: Path, shared_store: Path) -> None:
+    whole = warm.run(["harvest", "verify", str(copy)], copy.parent)
+    assert whole.code == 0
+    assert "40 chunk files checked, 0 problems" in whole.out
+    flip_activation(copy)
+    bad = warm.run(["harvest", "verify", str(copy)], copy.parent)
+    assert bad.code == 3
+    assert f"{ACTS} chunk 2: checksum " in bad.out
+    assert f"StoreError: {copy}: 1 problems. Run: harvest verify {copy} --repair" in bad.err
+    record = warm.run(["harvest", "verify", str(copy), "--json"], copy.parent)
+    assert record.code == 3
+    assert json.loads(record.out)["problems"][0]["array"] == ACTS
+    mended = warm.run(["harvest", "verify", str(copy), "--repair", "--json"], copy.parent)
+    assert mended.code == 0, mended.err
+    assert json.loads(mended.out) == {"problems": [], "checked": 40, "missing": 0}
+    assert unequal(copy, shared_store) == []
+
+
+def test_moments_of_a_damaged_store_are_refused(copy: Path) -> None:
+    flip_moments(copy)
+    with pytest.raises(StoreError, match="partial chunk 3: checksum"):
+        Store.open(copy).moments(HOOK)
+    with pytest.raises(DataError):
+        Store.open(copy).moments(HOOK, [])
