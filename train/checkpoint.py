@@ -17,6 +17,7 @@ from common.files import ASIDE, disk_error, file_sha256, read_json, sync_folder,
 FORMAT = 1
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+UNREADABLE = (GranaryError, KeyError, TypeError)  # what a damaged checkpoint raises
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,18 @@ def folder_for(folder: Path, step: int) -> Path:
 def save_checkpoint(
     folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], identity: dict[str, Any]
 ) -> Path:
-    """Write `folder/step-…`; it appears whole or not at all. An existing one of this step is left as it is.
+    """Write `folder/step-…`; it appears whole or not at all. A whole one of this step is left as it is,
+    a damaged one is replaced.
 
     Raises:
         StoreError: the disk is full; earlier checkpoints are intact.
     """
     target = folder_for(folder, step)
     if target.exists():
-        return target
+        try:
+            return read_checkpoint(target).path
+        except UNREADABLE:
+            shutil.rmtree(target)
     aside = target.with_name(target.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -91,7 +96,7 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     for path in reversed(checkpoints(folder)):
         try:
             return read_checkpoint(path), skipped
-        except (GranaryError, KeyError, TypeError) as error:
+        except UNREADABLE as error:
             skipped.append(f"skipped {path.name}: {error}")
     return None, skipped
 

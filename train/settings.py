@@ -33,6 +33,8 @@ def fit_config(
         ConfigError: an unknown name anywhere, with the nearest known one.
     """
     values = read_toml(file) if file is not None else {}
+    if {"steps", "tokens"} & flags.keys():  # two ways to say one thing: the flag replaces either
+        values = {key: value for key, value in values.items() if key not in ("steps", "tokens")}
     where = str(file) if file is not None else "train fit"
     tables = values.pop("learner", [])
     if not isinstance(tables, list) or not all(isinstance(entry, dict) for entry in tables):

@@ -206,7 +206,7 @@ def test_calibrated_l0_is_the_k_asked_for(variant: str) -> None:
 
 @every_variant
 def test_one_batch_is_learned_by_heart(variant: str) -> None:
-    d, n_steps = 32, 400
+    d, n_steps = 64, 600
     sae = new_sae(variant, d=d, n_latents=4 * d, k=32, l1=1e-4)
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(32, d, generator=generator)

@@ -1,0 +1,49 @@
+"""Which metrics end a learner, and which do not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from train.monitors import verdict
+
+HEALTHY = {"step": 5000, "loss": 0.1, "grad_norm_max": 1.0, "explained_variance": 0.9, "l0": 32.0}
+
+
+def judge(**changed: Any) -> str | None:
+    return verdict(HEALTHY | changed, 10_000)
+
+
+def test_a_healthy_learner_passes() -> None:
+    assert judge() is None
+    assert judge(explained_variance=None) is None  # constant input has no variance to explain
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm_max", "explained_variance"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_number_that_is_not_finite_ends_at_once(name: str, value: float) -> None:
+    assert judge(step=1, **{name: value}) == "loss or gradient not finite by step 1"
+
+
+def test_a_blown_up_loss_ends_before_the_grace_is_over() -> None:
+    assert "blown up; lower lr" in str(judge(step=60, explained_variance=-1e4))
+    assert judge(step=50, explained_variance=-1e4) is None
+
+
+def test_a_bad_start_is_forgiven() -> None:
+    # levelled variants start near -18 (spec §0.4); the grace of a run of 10,000 steps is 1,000
+    assert judge(step=1000, explained_variance=-18.0) is None
+    assert "below 0 at step 1001" in str(judge(step=1001, explained_variance=-18.0))
+
+
+def test_a_collapse_to_silence_ends() -> None:
+    # a reconstruction loss averaged over dimensions makes L1 d times too strong: L0 goes to 0, EV to 0 from above
+    assert "collapsed; lower the sparsity penalty" in str(judge(l0=0.2, explained_variance=0.001))
+
+
+@pytest.mark.parametrize(("n_steps", "last_free"), [(200, 100), (2000, 400), (10**6, 1000)])
+def test_the_grace_is_a_fifth_of_the_run_within_limits(n_steps: int, last_free: int) -> None:
+    assert verdict(HEALTHY | {"step": last_free, "l0": 0.0}, n_steps) is None
+    assert verdict(HEALTHY | {"step": last_free + 1, "l0": 0.0}, n_steps) is not None

@@ -1,0 +1,134 @@
+"""From flags, `--set` and TOML to one configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import ConfigError, StoreError
+from train.config import FitConfig
+from train.settings import fit_config, saved_config
+
+
+def from_flags(
+    *variants: str, file: Path | None = None, settings: tuple[str, ...] = (), shared: dict[str, Any] | None = None,
+    **flags: Any,
+) -> FitConfig:  # fmt: skip
+    given = {"cache": "c.zarr"} if file is None else {}
+    length = {} if {"steps", "tokens", "passes"} & flags.keys() or file else {"steps": "10"}
+    return fit_config(file, given | length | flags, variants, shared or {}, settings)
+
+
+def toml(tmp_path: Path, text: str) -> Path:
+    (tmp_path / "study.toml").write_text(text)
+    return tmp_path / "study.toml"
+
+
+STUDY = """
+cache = "c.zarr"
+tokens = "2M"
+seed = 5
+[[learner]]
+variant = "topk"
+k = 8
+lr = 1e-3
+[[learner]]
+variant = "topk"
+name = "wide"
+d_sae = "1k"
+"""
+
+
+def test_a_second_learner_of_a_variant_gets_a_number() -> None:
+    config = from_flags("topk", "batchtopk", "topk", "topk")
+    assert [learner.name for learner in config.learner] == ["topk", "batchtopk", "topk-2", "topk-3"]
+
+
+def test_settings_reach_every_learner_that_knows_them_or_the_named_one() -> None:
+    config = from_flags("topk", "topk", "standard", settings=("k=16", "topk-2.k=4", "standard.l1=0.05", "lr=1e-4"))
+    assert [learner.options for learner in config.learner] == [{"k": 16}, {"k": 4}, {"l1": 0.05}]
+    assert [learner.lr for learner in config.learner] == [1e-4] * 3
+
+
+def test_shared_flags_reach_what_each_variant_has_instead() -> None:
+    config = from_flags("topk", "standard", shared={"k": "16", "d_sae": "1k", "lr": "1e-4"})
+    assert [learner.options for learner in config.learner] == [
+        {"k": 16, "d_sae": 1000},
+        {"target_l0": 16, "d_sae": 1000},
+    ]
+    assert config.learner[0].lr == 1e-4
+
+
+def test_counts_take_suffixes() -> None:
+    assert from_flags("topk", tokens="10M", batch_size="4k").tokens == 10_000_000
+
+
+def test_a_file_says_what_flags_say(tmp_path: Path) -> None:
+    config = from_flags(file=toml(tmp_path, STUDY))
+    assert (config.tokens, config.seed) == (2_000_000, 5)
+    assert [learner.name for learner in config.learner] == ["topk", "wide"]
+    assert config.learner[0].options == {"k": 8}
+    assert config.learner[1].options == {"d_sae": 1000}
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = toml(tmp_path, STUDY)
+    assert from_flags(file=file, seed=6).seed == 6
+    assert from_flags(file=file, settings=("topk.k=9",)).learner[0].options == {"k": 9}
+    assert [learner.variant for learner in from_flags("batchtopk", file=file).learner] == ["batchtopk"]
+
+
+def test_a_length_by_flag_replaces_the_one_in_the_file(tmp_path: Path) -> None:
+    config = from_flags(file=toml(tmp_path, STUDY), steps="7")
+    assert (config.steps, config.tokens) == (7, None)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"variants": ["topkk"]}, r"unknown variant 'topkk'\. Did you mean 'topk'\?"),
+        ({"variants": ["topk"], "settings": ("kk=3",)}, r"--set kk=3: unknown setting 'kk'\. Did you mean 'k'\?"),
+        ({"variants": ["topk"], "settings": ("k",)}, r"--set k: write it as key=value"),
+        ({"variants": ["topk"], "settings": ("topc.k=3",)}, r"no learner 'topc'\. Did you mean 'topk'\?"),
+        ({"variants": ["topk"], "settings": ("topk.l1=3",)}, r"unknown setting 'l1'"),
+        ({"variants": ["topk"], "settings": ("lr=fast",)}, r"lr = 'fast'"),
+        ({"variants": ["topk"], "settings": ("lr=0",)}, r"lr = 0: Input should be greater than 0"),
+        ({"variants": ["topk"], "tokens": "1M", "steps": "3"}, "either --steps or --tokens, not both"),
+        ({"variants": ["topk", "topk"], "settings": ("name=same",)}, "two learners are called 'same'"),
+        ({"variants": ["topk"], "sedd": 1}, r"unknown setting 'sedd'\. Did you mean 'seed'\?"),
+        ({"variants": ["topk"], "batch_size": "many"}, "batch_size = 'many'"),
+    ],
+)
+def test_mistakes_are_told_with_the_way_out(call: dict[str, Any], message: str) -> None:
+    variants = call.pop("variants")
+    with pytest.raises(ConfigError, match=message):
+        from_flags(*variants, **call)
+
+
+def test_a_run_needs_a_length() -> None:
+    with pytest.raises(ConfigError, match="--steps, --tokens or --passes"):
+        fit_config(None, {"cache": "c.zarr"}, ("topk",), {}, ())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('cache = "c"\nsteps = 1\n[[learner]]\nk = 3\n', r"needs variant"),
+        ('cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topk"\nd_sea = 3\n', r"'d_sea'\. Did you mean 'd_sae'\?"),
+        ('cache = "c"\nstep = 1\n', r"unknown setting 'step'\. Did you mean 'steps'\?"),
+        ('cache = "c"\nlearner = "topk"\n', r"\[\[learner\]\] tables"),
+        ("cache = \n", "not valid TOML"),
+        ("steps = 1\n", "--cache is needed"),
+    ],
+)
+def test_mistakes_in_a_file_name_the_file(text: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        from_flags(file=toml(tmp_path, text))
+    assert "study.toml" in str(caught.value)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no run here \(no run.toml\)"):
+        saved_config(tmp_path)
