@@ -54,6 +54,7 @@ class Plan:
 
     Attributes:
         widths: hook name to d_model, for the hooks asked for.
+        held: the same, for the hooks that the store on disk already has.
         identity: what decides the bytes; see docs/store.md.
         n_sequences: rows of the finished store.
     """
@@ -63,6 +64,7 @@ class Plan:
     model: LanguageModel
     corpus: Corpus
     widths: dict[str, int]
+    held: dict[str, int]
     identity: dict[str, Any]
     n_sequences: int
 
@@ -79,7 +81,8 @@ class Plan:
         """Size of the finished store's chunk files, uncompressed."""
         chunk = int(self.identity["chunk_sequences"])
         rows = -(-self.n_sequences // chunk) * chunk
-        per_token = 8 + sum(4 + width * NUMPY[self.identity["dtype"]].itemsize for width in self.widths.values())
+        widths = (self.held | self.widths).values()
+        per_token = 8 + sum(4 + width * NUMPY[self.identity["dtype"]].itemsize for width in widths)
         return rows * self.context * per_token
 
 
@@ -144,7 +147,8 @@ def make_plan(config: HarvestConfig) -> Plan:
         "chunk_sequences": chunk or default_chunk(config.context, max(widths.values()), config.dtype),
         "seed": config.seed,
     }
-    return Plan(config, path, model, corpus, widths, identity, -(-config.tokens // config.context))
+    held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
+    return Plan(config, path, model, corpus, widths, held, identity, -(-config.tokens // config.context))
 
 
 def resolve_device(device: str) -> str:

@@ -246,6 +246,20 @@ def test_harvest_without_room_is_refused_before_it_begins(
     assert not (tmp_path / "x.zarr").exists()
 
 
+def test_harvest_of_another_hook_counts_the_hooks_that_are_there(
+    finished: Path, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "x.zarr")
+    config = small(tiny_model, texts, tmp_path / "x.zarr", layer=(2,))
+    both = 64 * 32 * (8 + 2 * (4 + 32))
+    with pytest.raises(ConfigError, match=rf"--max-bytes {both - 1:,}: this store takes {both:,}\."):
+        go(config.model_copy(update={"max_bytes": both - 1}))
+    monkeypatch.setattr(module, "free_bytes", lambda path: 50_000)  # the new hook takes 73,728
+    with pytest.raises(StoreError, match=r"bytes to write, 50,000 free on the disk"):
+        go(config)
+    assert list(Store.open(tmp_path / "x.zarr").hooks) == [HOOK]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
