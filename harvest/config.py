@@ -62,7 +62,8 @@ class HarvestConfig(Settings):
         return self
 
     def corpus_options(self) -> CorpusOptions:
-        separator = self.separator.encode().decode("unicode_escape") if self.separator else None
+        escaped = self.separator.encode("latin-1", "backslashreplace") if self.separator else None
+        separator = escaped.decode("unicode_escape") if escaped else None  # \\n becomes a line feed, § stays §
         return CorpusOptions(
             name=self.corpus,
             config=self.corpus_config,

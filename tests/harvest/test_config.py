@@ -1,0 +1,55 @@
+"""What `harvest run` can be told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import build
+from common.errors import ConfigError
+from harvest.config import HarvestConfig
+
+
+def config(**values: Any) -> HarvestConfig:
+    return build(HarvestConfig, {"model": "demo", "layer": (3,)} | values, "test")
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({}, "cache/demo.zarr"),
+        ({"model": "google/gemma-2-2b"}, "cache/gemma-2-2b.zarr"),
+        ({"model": "models/mine/"}, "cache/mine.zarr"),
+        ({"out": "x/y.zarr"}, "x/y.zarr"),
+        ({"out": "x/y.1"}, "x/y.1.zarr"),
+    ],
+)
+def test_store_path_is_out_or_the_models_name(values: dict[str, Any], path: str) -> None:
+    assert config(**values).store_path() == Path(path)
+
+
+def test_corpus_options_take_escapes_in_the_separator() -> None:
+    options = config(corpus="x.txt", separator=r"\n\n", column="body", seed=4).corpus_options()
+    assert (options.name, options.separator, options.column, options.seed) == ("x.txt", "\n\n", "body", 4)
+    assert config().corpus_options().separator is None
+
+
+def test_corpus_options_keep_a_separator_that_is_not_ascii() -> None:
+    assert config(separator="—§—").corpus_options().separator == "—§—"
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"tokens": "0"}, "tokens = 0: Input should be greater than 0"),
+        ({"context": 1}, "context = 1: Input should be greater than 1"),
+        ({"dtype": "int4"}, "dtype = 'int4': Input should be 'bfloat16', 'float16' or 'float32'"),
+        ({"layer": (), "hook": ()}, "name at least one --layer or --hook"),
+        ({"layers": (1,)}, r"unknown setting 'layers'\. Did you mean 'layer'\?"),
+    ],
+)
+def test_config_refuses_what_makes_no_sense(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**values)
