@@ -6,6 +6,7 @@ import copy
 import math
 import tempfile
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -50,7 +51,7 @@ def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: 
     per_pass = windows_per_pass / n_windows
     held = windows_per_pass * window
     allowed = config.passes if config.passes is not None else 1.0
-    most = math.floor(allowed * windows_per_pass / n_windows)
+    most = math.floor(Fraction(str(allowed)) * windows_per_pass / n_windows)  # 1.15 · 100 is 115
     if config.steps is not None:
         asked = config.steps
     elif config.tokens is not None:
@@ -64,11 +65,11 @@ def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: 
             f"Lower --batch-size, or harvest more (harvest run --tokens)."
         )
     if asked > most:
-        needed = math.ceil(asked / per_pass * 100) / 100
+        needed = math.ceil(Fraction(100 * asked * n_windows, windows_per_pass)) / 100
         raise DataError(
             f"{store}: {asked:,} steps x {batch:,} = {asked * batch:,} tokens asked for, but it holds {held:,} "
             f"training tokens, {most:,} steps in {allowed:g} pass{'es' if allowed != 1 else ''}. "
-            f"Say --passes {needed:g} to go over them again, --steps {most}, or harvest more (harvest run --tokens)."
+            f"Say --passes {needed:.12g} to go over them again, --steps {most}, or harvest more (harvest run --tokens)."
         )
     return Amount(asked, asked / per_pass)
 

@@ -86,6 +86,7 @@ class Run:
     identity: dict[str, Any]
     log_every: int
     checkpoint_every: int
+    prepared: bool = False
 
     @property
     def active(self) -> list[Learner]:
@@ -321,6 +322,7 @@ def prepare(run: Run) -> None:
         folder.mkdir(exist_ok=True)
         write_json(folder / "config.json", learner.config.model_dump(mode="json") | learner.sae.describe())
         run.metrics_of(learner).keep_until(learner.step)
+    run.prepared = True
     note_status(run)
 
 
@@ -587,7 +589,7 @@ def note_status(run: Run) -> None:
 def record_end(run: Run, state: str, reason: str) -> None:
     """Checkpoint what runs, if it can be, and record why the run ended."""
     try:
-        for learner in run.active:
+        for learner in run.active if run.prepared else []:  # before that, weights are not started or not restored
             save_learner(run, learner)
     except GranaryError as error:
         reason = f"{reason} (and no checkpoint could be written: {error})"

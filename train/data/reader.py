@@ -118,35 +118,31 @@ class Pool:
 
     Attributes:
         acts: [positions, d_model], mapped or in memory, in the storage type.
+        context: int32 [positions, 3]: document, position in it, token id; side by side so that one gather takes all.
+        wanted: bool [positions], the positions that count.
         windows: window length to starts, permuted: entry i is the i-th window of the pool's order.
     """
 
     acts: torch.Tensor
-    documents: np.ndarray
-    positions: np.ndarray
-    tokens: np.ndarray
-    wanted: np.ndarray
-    windows: dict[int, np.ndarray]
+    context: torch.Tensor
+    wanted: torch.Tensor
+    windows: dict[int, torch.Tensor]
 
     def gather(self, window: int, start: int, stop: int, out: torch.Tensor | None = None) -> Batch:
         """Windows `start` to `stop` of the pool's order."""
         starts = self.windows[window][start:stop]
-        rows = starts if window == 1 else (starts[:, None] + np.arange(window)).reshape(-1)
         shape = (len(starts), window)
-        wanted = self.wanted[rows]
-        index = torch.from_numpy(rows).to(self.acts.device)
-        x = torch.index_select(self.acts, 0, index, out=out)
+        rows = starts if window == 1 else (starts[:, None] + torch.arange(window)).view(-1)
+        valid = torch.ones(shape, dtype=torch.bool) if window == 1 else self.wanted[rows].view(shape)
+        context = torch.index_select(self.context, 0, rows).view(*shape, 3).to(self.acts.device)
         return Batch(
-            x=x.view(*shape, -1),
-            doc=self._numbers(self.documents, rows, shape),
-            pos=self._numbers(self.positions, rows, shape),
-            token=self._numbers(self.tokens, rows, shape),
-            valid=self._numbers(wanted, slice(None), shape),
-            n_valid=int(wanted.sum()),
+            x=torch.index_select(self.acts, 0, rows.to(self.acts.device), out=out).view(*shape, -1),
+            doc=context[..., 0],
+            pos=context[..., 1],
+            token=context[..., 2],
+            valid=valid.to(self.acts.device),
+            n_valid=len(starts) if window == 1 else int(valid.sum()),
         )
-
-    def _numbers(self, values: np.ndarray, rows: np.ndarray | slice, shape: tuple[int, int]) -> torch.Tensor:
-        return torch.from_numpy(values[rows].reshape(shape)).to(self.acts.device, non_blocking=True)
 
 
 class Batches:
@@ -238,10 +234,10 @@ class Batches:
         members = self._any_order.pool_members(pass_number, pool)
         indexes = [self._index(chunk) for chunk in members]
         size = self.store.chunk_sequences * self.store.context
-        windows = {}
+        windows: dict[int, torch.Tensor] = {}
         for window, order in self._orders.items():
             starts = self._starts(indexes, window, size, held_out=False)
-            windows[window] = starts[order.window_order(pass_number, pool, len(starts))]
+            windows[window] = torch.from_numpy(starts[order.window_order(pass_number, pool, len(starts))])
         return self._make_pool(members, indexes, windows, held_out=False)
 
     def _index(self, chunk: int) -> ChunkIndex:
@@ -257,7 +253,7 @@ class Batches:
         )
 
     def _make_pool(
-        self, members: list[int], indexes: list[ChunkIndex], windows: dict[int, np.ndarray], held_out: bool
+        self, members: list[int], indexes: list[ChunkIndex], windows: dict[int, torch.Tensor], held_out: bool
     ) -> Pool:
         size = self.store.chunk_sequences * self.store.context
 
@@ -268,12 +264,13 @@ class Batches:
             return whole
 
         documents = lay([index.documents for index in indexes])
+        positions = positions_in_document(documents, self.store.context)
+        tokens = lay([index.tokens for index in indexes])
+        wanted = lay([index.held_out if held_out else index.train for index in indexes])
         return Pool(
             acts=self._acts(members),
-            documents=documents,
-            positions=positions_in_document(documents, self.store.context),
-            tokens=lay([index.tokens for index in indexes]),
-            wanted=lay([index.held_out if held_out else index.train for index in indexes]),
+            context=torch.from_numpy(np.stack([documents, positions, tokens], axis=1)),
+            wanted=torch.from_numpy(wanted),
             windows=windows,
         )
 
@@ -311,7 +308,7 @@ class Batches:
         size = self.store.chunk_sequences * self.store.context
         for chunk in self.plan.chunks:
             index = self._index(chunk)
-            starts = self._starts([index], window, size, held_out=True)
+            starts = torch.from_numpy(self._starts([index], window, size, held_out=True))
             pool: Pool | None = None
             step = max(batch_tokens // window, 1)
             for start in range(0, len(starts), step):
