@@ -1,0 +1,103 @@
+"""Held-out figures against brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.errors import DataError
+from train.data.batch import Batch
+from train.evaluate import METRICS
+from train.evaluate.heldout import evaluate_heldout
+from train.saes import REGISTRY, make_sae
+from train.saes.base import SAE
+
+D = 8
+
+
+def batches_of(x: Tensor, valid: Tensor, size: int = 7) -> list[Batch]:
+    zeros = torch.zeros(x.shape[:2], dtype=torch.int32)
+    return [
+        Batch(x[cut], zeros[cut], zeros[cut], zeros[cut], valid[cut], int(valid[cut].sum()))
+        for cut in (slice(start, start + size) for start in range(0, len(x), size))
+    ]
+
+
+def example() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40, 3, D, generator=generator) + 2.0
+    return x, torch.rand(40, 3, generator=generator) < 0.8
+
+
+@pytest.mark.parametrize("variant", list(REGISTRY))
+def test_figures_agree_with_brute_force(variant: str) -> None:
+    sae = make_sae(variant, {"d_sae": 32}, D, 0, "test")
+    with torch.no_grad():
+        sae.start(0.3, torch.full((D,), 0.5))
+        sae.b_enc.fill_(-0.4)
+    x, valid = example()
+    got = evaluate_heldout(sae, batches_of(x, valid))
+    with torch.no_grad():
+        rows = x[valid].double().numpy()
+        latents = sae.encode(x)[valid].double().numpy()
+        out = sae(x)[valid].double().numpy()
+    errors = ((rows - out) ** 2).sum(1)
+    fired = (latents > 0).mean(0)
+    norms = np.linalg.norm(rows, axis=1), np.linalg.norm(out, axis=1)
+    expected = {
+        "tokens": len(rows),
+        "explained_variance": 1 - errors.sum() / ((rows - rows.mean(0)) ** 2).sum(),
+        "nmse": errors.sum() / (rows**2).sum(),
+        "mse": errors.mean(),
+        "cosine": ((rows * out).sum(1) / norms[0] / norms[1]).mean(),
+        "l2_ratio": (norms[1] / norms[0]).mean(),
+        "l0": (latents > 0).sum(1).mean(),
+        "l1": latents.sum(1).mean(),
+        "dead_share": (fired == 0).mean(),
+        "dense_share": (fired > 0.1).mean(),
+    }
+    assert got == pytest.approx(expected, rel=1e-6, abs=1e-9)
+    assert got.keys() == METRICS["heldout"].keys()
+
+
+class Fixed(SAE):
+    """Reconstructs through a pair of signed identities, or to a constant."""
+
+    variant = "fixed"
+
+    def codes(self, x: Tensor) -> Tensor:
+        return torch.relu(x @ self.W_enc)
+
+    def training_pass(self, *_: object) -> None:  # type: ignore[override]
+        raise AssertionError("not trained")
+
+
+def fixed(W: Tensor, b_dec: Tensor) -> Fixed:
+    sae = Fixed(REGISTRY[next(iter(REGISTRY))].Config(d_sae=2 * D), D)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([W, -W], dim=1))
+        sae.W_dec.copy_(torch.cat([W, -W]))
+        sae.b_dec.copy_(b_dec)
+    return sae
+
+
+def test_the_identity_explains_everything() -> None:
+    x, valid = example()
+    got = evaluate_heldout(fixed(torch.eye(D), torch.zeros(D)), batches_of(x, valid))
+    assert (got["explained_variance"], got["nmse"], got["l2_ratio"], got["cosine"]) == pytest.approx((1, 0, 1, 1))
+    assert got["l0"] == D  # one of each pair of signs
+
+
+def test_the_mean_explains_nothing() -> None:
+    x, valid = example()
+    got = evaluate_heldout(fixed(torch.zeros(D, D), x[valid].mean(0)), batches_of(x, valid))
+    assert got["explained_variance"] == pytest.approx(0, abs=1e-6)
+    assert (got["l0"], got["dead_share"]) == (0, 1)
+
+
+def test_no_held_out_token_is_refused() -> None:
+    x, valid = example()
+    with pytest.raises(DataError, match="no held-out token"):
+        evaluate_heldout(fixed(torch.eye(D), torch.zeros(D)), batches_of(x, torch.zeros_like(valid)))
