@@ -63,7 +63,7 @@ class HarvestConfig(Settings):
 
     def corpus_options(self) -> CorpusOptions:
         escaped = self.separator.encode("latin-1", "backslashreplace") if self.separator else None
-        separator = escaped.decode("unicode_escape") if escaped else None  # \\n becomes a line feed, § stays §
+        separator = escaped.decode("unicode_escape") if escaped else None  # \n becomes a line feed, § stays §
         return CorpusOptions(
             name=self.corpus,
             config=self.corpus_config,
