@@ -159,7 +159,8 @@ class Learner:
         self.sae.load_state_dict(tensors["weights"])
         for number, parameter in enumerate(self.sae.parameters()):
             state = {
-                name.split(".", 1)[1]: value.clone() if name.endswith(".step") else value.to(self.device)
+                # in the parameter's memory layout: fused Adam walks memory, and would pair the wrong elements otherwise
+                name.split(".", 1)[1]: value.clone() if name.endswith(".step") else like(parameter, value)
                 for name, value in tensors["optimizer"].items()
                 if name.split(".", 1)[0] == str(number)
             }
@@ -176,3 +177,9 @@ class Learner:
         """The last finite loss; None only when no step was taken."""
         value = float(self.last_loss)
         return value if value == value else None
+
+
+@torch.no_grad()
+def like(parameter: Tensor, value: Tensor) -> Tensor:
+    """A copy of `value` on the device and with the strides of `parameter`."""
+    return torch.empty_like(parameter, requires_grad=False).copy_(value)

@@ -415,8 +415,8 @@ def log(run: Run, step: int, rate: float, elapsed: float) -> dict[str, dict[str,
     """Write each learner's metrics line, and end those that are beyond hope."""
     lines = {}
     for learner in run.active:
-        if learner.step != step:
-            continue
+        if learner.step != step or not learner.sums.values:
+            continue  # behind, or restored at this very step with its line already written
         metrics = learner.read_metrics()
         clock = Clock(step - 1, run.amount.n_steps, run.config.batch_size)  # the step these metrics end with
         metrics |= {

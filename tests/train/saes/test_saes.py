@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError, StoreError
+from train.checkpoint import read_checkpoint, save_checkpoint
 from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
@@ -234,14 +234,15 @@ def test_seeds_decide_the_first_weights(variant: str) -> None:
 
 
 @every_variant
-def test_a_learner_restores_to_the_bit(variant: str) -> None:
+def test_a_learner_restores_to_the_bit(variant: str, tmp_path: Path) -> None:
     straight, stopped = (learner_of(new_sae(variant), 20, lr=1e-3) for _ in range(2))
     for step in range(20):
         batch = batch_of(windows_of(straight.sae, 32, seed=step))
         straight.train_step(batch.x, batch, 32)
         if step == 9:
             other = learner_of(new_sae(variant), 20, lr=1e-3)
-            other.restore(copy.deepcopy(stopped.tensors()), stopped.facts())
+            saved = read_checkpoint(save_checkpoint(tmp_path, 10, stopped.tensors(), stopped.facts(), {}))
+            other.restore(saved.tensors, saved.facts)
             stopped = other
         stopped.train_step(batch.x, batch, 32)
     for group, tensors in straight.tensors().items():

@@ -1,0 +1,257 @@
+"""Runs through the library: what is recorded, what is refused, what learners share."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from common.config import build
+from common.errors import ConfigError, DataError, StoreError, TrainingError
+from common.stopping import Stop
+from common.store import Store, acts_array
+from harvest.run import harvest
+from tests.conftest import HOOK, harvest_config
+from train.config import FitConfig
+from train.saes import REGISTRY, load_sae
+from train.schedule import default_lr
+from train.trainer import Outcome, fit
+
+VARIANTS = list(REGISTRY)
+
+
+def learner(variant: str, name: str = "", **more: Any) -> dict[str, Any]:
+    common = {key: more.pop(key) for key in ("lr", "seed", "grad_clip") if key in more}
+    known = REGISTRY[variant].Config.model_fields
+    options = {key: value for key, value in ({"d_sae": 32, "k": 4} | more).items() if key in known}
+    return {"name": name or variant, "variant": variant, "options": options, **common}
+
+
+def config(store: Path, out: Path, *learners: dict[str, Any], **more: Any) -> FitConfig:
+    values = {"cache": store, "out": out, "steps": 40, "batch_size": 256, "log_every": 5, "checkpoint_every": 10}
+    return build(FitConfig, values | {"eval_tokens": 256, "device": "cpu", "learner": learners} | more, "test")
+
+
+def run(store: Path, out: Path, *learners: dict[str, Any], **more: Any) -> Outcome:
+    return fit(config(store, out, *learners, **more), Stop())
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "sae" / "weights.safetensors")
+
+
+def equal(one: Path, other: Path) -> bool:
+    """Whether two learners ended with the same bits: the SAE and the last checkpoint."""
+    ours, theirs = weights(one), weights(other)
+    last = [sorted((folder / "checkpoints").glob("step-*"))[-1] for folder in (one, other)]
+    pairs = [(ours, theirs)]
+    pairs += [
+        (load_file(last[0] / f"{name}.safetensors"), load_file(last[1] / f"{name}.safetensors"))
+        for name in ("weights", "optimizer", "sums")
+    ]
+    return last[0].name == last[1].name and all(
+        a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in pairs
+    )
+
+
+def status_of(out: Path) -> dict[str, Any]:
+    return dict(json.loads((out / "status.json").read_text()))
+
+
+@pytest.fixture
+def own_store(shared_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(shared_store, tmp_path / "own.zarr"))
+
+
+def test_a_run_leaves_the_files_and_figures_promised(shared_store: Path, tmp_path: Path) -> None:
+    outcome = run(shared_store, tmp_path / "r", *(learner(variant) for variant in VARIANTS))
+    assert (outcome.state, outcome.steps, outcome.tokens) == ("finished", 40, 10_240)
+    assert (tmp_path / "r" / "run.toml").exists()
+    assert status_of(tmp_path / "r")["state"] == "finished"
+    for variant in VARIANTS:
+        folder = tmp_path / "r" / variant
+        result = json.loads((folder / "result.json").read_text())
+        assert (result["training_steps"], result["requested_steps"], result["state"]) == (40, 40, "finished")
+        assert result["tokens_seen"] == 10_240
+        assert isinstance(result["final_loss"], float)
+        assert result["lr"] == default_lr(40, 32) == 3e-3
+        assert result["reason"]
+        assert result["metrics"]["explained_variance"] > 0
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(5, 45, 5))
+        parts = sum(value for key, value in lines[-1].items() if key.startswith("loss_"))
+        assert lines[-1]["loss"] == pytest.approx(parts, rel=1e-5)
+        assert load_sae(folder).scale.item() == 1.0
+        assert not list(folder.rglob("*.aside"))
+        facts = json.loads((folder / "sae" / "config.json").read_text())
+        assert (facts["variant"], facts["d_in"], facts["units"], facts["hook"]) == (variant, 16, "raw", HOOK)
+
+
+def test_a_finished_run_does_nothing_and_says_so(
+    shared_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = run(shared_store, tmp_path / "r", learner("topk"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
+    capsys.readouterr()
+    again = run(shared_store, tmp_path / "r", learner("topk"))
+    assert "finished already, nothing to do" in capsys.readouterr().err
+    assert again.learners == first.learners
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")} == before
+
+
+def test_another_run_in_the_folder_is_refused_with_the_difference(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "r", learner("topk"))
+    with pytest.raises(ConfigError, match=r"another run is there.*n_steps: 40 → 41.*seed: 0 → 1"):
+        run(shared_store, tmp_path / "r", learner("topk"), steps=41, seed=1)
+    with pytest.raises(ConfigError, match=r"topk\.options\.k: 4 → 5"):
+        run(shared_store, tmp_path / "r", learner("topk", k=5))
+    with pytest.raises(ConfigError, match="topk: in the run, not asked for"):
+        run(shared_store, tmp_path / "r", learner("standard"))
+
+
+def test_a_folder_that_is_no_run_is_refused(shared_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds something that is not a run"):
+        run(shared_store, tmp_path, learner("topk"))
+
+
+def test_learners_together_equal_learners_alone(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "all", *(learner(variant) for variant in VARIANTS))
+    for variant in VARIANTS:
+        run(shared_store, tmp_path / variant, learner(variant))
+        assert equal(tmp_path / "all" / variant, tmp_path / variant / variant)
+
+
+def test_a_late_joiner_gets_the_same_batches(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "r", learner("topk"))
+    before = (tmp_path / "r" / "topk" / "result.json").read_text()
+    outcome = run(shared_store, tmp_path / "r", learner("topk"), learner("batchtopk"))
+    assert outcome.learners.keys() == {"topk", "batchtopk"}
+    assert (tmp_path / "r" / "topk" / "result.json").read_text() == before
+    run(shared_store, tmp_path / "solo", learner("batchtopk"))
+    assert equal(tmp_path / "r" / "batchtopk", tmp_path / "solo" / "batchtopk")
+
+
+def test_pool_size_changes_the_order_and_evaluation_does_not_change_training(
+    shared_store: Path, tmp_path: Path
+) -> None:
+    run(shared_store, tmp_path / "a", learner("topk"), pool_tokens=8192)
+    run(shared_store, tmp_path / "b", learner("topk"), pool_tokens=8192, checkpoint_every=7, eval_tokens=2000)
+    run(shared_store, tmp_path / "c", learner("topk"), pool_tokens=4096)
+    a, b, c = (weights(tmp_path / name / "topk")["W_dec"] for name in "abc")
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_a_diverging_learner_ends_alone(shared_store: Path, tmp_path: Path) -> None:
+    wild = learner("standard", "wild", lr=1e3)
+    outcome = run(shared_store, tmp_path / "r", wild, learner("topk"), steps=80)
+    assert outcome.state == "finished"
+    lost, healthy = outcome.learners["wild"], outcome.learners["topk"]
+    assert lost["state"] == "diverged"
+    assert "lower lr" in lost["reason"] or "not finite" in lost["reason"]
+    assert isinstance(lost["final_loss"], float)
+    assert lost["training_steps"] < 80
+    assert (healthy["state"], healthy["training_steps"]) == ("finished", 80)
+    assert "1 of 2 learners finished; wild diverged" in status_of(tmp_path / "r")["reason"]
+    run(shared_store, tmp_path / "solo", learner("topk"), steps=80)
+    assert equal(tmp_path / "r" / "topk", tmp_path / "solo" / "topk")
+
+
+def test_a_run_in_which_all_diverge_is_an_error_every_time(shared_store: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(TrainingError, match=r"no learner finished\. 0 of 1 learners finished; wild diverged"):
+            run(shared_store, tmp_path / "r", learner("standard", "wild", lr=1e3), steps=80)
+        assert status_of(tmp_path / "r")["state"] == "diverged"
+
+
+def test_no_learner_is_refused(shared_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no learner: name one with --variant"):
+        run(shared_store, tmp_path / "r")
+
+
+def test_nan_in_a_chunk_is_told_before_step_0(own_store: Path, tmp_path: Path) -> None:
+    store = Store.open(own_store)
+    for chunk in range(store.n_chunks):  # every chunk, with a journal that agrees
+        data = np.array(store.map_chunk(acts_array(HOOK), chunk))
+        data[0] = np.nan
+        store.commit([(acts_array(HOOK), chunk, data, store.journal.entries[acts_array(HOOK), chunk].extra)])
+    with pytest.raises(DataError, match=r"learner 'topk': the loss of the first step is nan\. Run: harvest verify"):
+        run(own_store, tmp_path / "r", learner("topk"))
+
+
+def flip(path: Path) -> bytes:
+    """Change one byte; what the file was before."""
+    before = path.read_bytes()
+    changed = bytearray(before)
+    changed[1000] ^= 0x10
+    path.write_bytes(changed)
+    return before
+
+
+def test_a_damaged_store_leaves_a_folder_that_can_go_on_once_repaired(
+    own_store: Path, tmp_path: Path, shared_store: Path
+) -> None:
+    path = Store.open(own_store).chunk_path(acts_array(HOOK), 5)
+    before = flip(path)
+    with pytest.raises(StoreError, match="chunk 5: checksum"):
+        run(own_store, tmp_path / "r", learner("topk"), learner("standard"))
+    assert status_of(tmp_path / "r")["state"] == "failed"
+    path.write_bytes(before)
+    run(own_store, tmp_path / "r", learner("topk"), learner("standard"))
+    run(shared_store, tmp_path / "straight", learner("topk"), learner("standard"))
+    assert equal(tmp_path / "r" / "topk", tmp_path / "straight" / "topk")
+    assert equal(tmp_path / "r" / "standard", tmp_path / "straight" / "standard")
+
+
+def test_a_chunk_found_damaged_on_the_way_keeps_the_steps_taken(
+    own_store: Path, tmp_path: Path, shared_store: Path
+) -> None:
+    settings: dict[str, Any] = {"pool_tokens": 4096, "steps": 80}
+    straight = run(shared_store, tmp_path / "straight", learner("topk"), **settings)
+    from train.data.reader import plan_data
+
+    built = config(shared_store, tmp_path, learner("topk"), **settings)
+    last = plan_data(Store.open(shared_store), built.data(), 0, {1}).order(1).pool_members(0, 6)[0]
+    path = Store.open(own_store).chunk_path(acts_array(HOOK), last)
+    before = flip(path)
+    with pytest.raises(StoreError, match=f"chunk {last}: checksum"):
+        run(own_store, tmp_path / "r", learner("topk"), **settings)
+    status = status_of(tmp_path / "r")
+    assert status["state"] == "failed"
+    assert f"chunk {last}" in status["reason"]
+    assert status["step"] > 30
+    path.write_bytes(before)
+    again = run(own_store, tmp_path / "r", learner("topk"), **settings)
+    assert again.learners["topk"]["final_loss"] == straight.learners["topk"]["final_loss"]
+    assert equal(tmp_path / "r" / "topk", tmp_path / "straight" / "topk")
+
+
+def test_no_whole_checkpoint_is_an_error_and_stays_one(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "r", learner("topk"))
+    (tmp_path / "r" / "topk" / "result.json").unlink()
+    for path in (tmp_path / "r" / "topk" / "checkpoints").glob("step-*/weights.safetensors"):
+        path.write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(StoreError, match="no whole checkpoint is left"):
+            run(shared_store, tmp_path / "r", learner("topk"))
+
+
+def test_a_store_of_another_model_under_the_same_path_is_refused(
+    tiny_model: Path, texts: Path, own_store: Path, tmp_path: Path
+) -> None:
+    run(own_store, tmp_path / "r", learner("topk"))
+    (tmp_path / "r" / "topk" / "result.json").unlink()  # as if stopped
+    shutil.rmtree(own_store)
+    model = Path(shutil.copytree(tiny_model, tmp_path / "other-model"))
+    settings = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(settings | {"layer_norm_eps": 1e-3}))
+    harvest(harvest_config(model, texts, own_store), Stop())
+    with pytest.raises(StoreError, match="trained on another store than"):
+        run(own_store, tmp_path / "r", learner("topk"))
