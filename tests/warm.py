@@ -65,6 +65,10 @@ class Child:
         self.signal(signal.SIGKILL)
         return self.wait()
 
+    def ended(self) -> bool:
+        """Whether it is over, by itself or not; `wait` then tells how."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
     def wait(self) -> Ended:
         code = self.server.ask({"wait": self.pid})["code"]
         return Ended(code, (self.log / "out").read_text(), (self.log / "err").read_text())
