@@ -88,6 +88,7 @@ def resume(warm: WarmServer, folder: Path, straight: Path) -> None:
     assert status_of(folder / "r")["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_random_kills_change_no_bit(shared_store: Path, tmp_path: Path, warm: WarmServer, straight: Path) -> None:
     draw = random.Random(0)
     started = time.monotonic()
@@ -111,6 +112,7 @@ def test_random_kills_change_no_bit(shared_store: Path, tmp_path: Path, warm: Wa
         assert not list((tmp_path / f"r{rounds}").glob(".rehearsal-*"))
 
 
+@pytest.mark.slow
 def test_kills_just_after_each_file_appears_change_no_bit(
     shared_store: Path, tmp_path: Path, warm: WarmServer, straight: Path
 ) -> None:

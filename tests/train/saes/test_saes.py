@@ -127,7 +127,7 @@ def test_the_first_loss_is_summed_over_dimensions(variant: str) -> None:
     sae = new_sae(variant, d=64, n_latents=256, k=8)
     x = windows_of(sae, 256)
     sae.start(1.0, x.mean((0, 1)))
-    energy = float((x - sae.b_dec).square().sum(-1).mean())
+    energy = (x - sae.b_dec).square().sum(-1).mean().item()
     valid = torch.ones(x.shape[:2], dtype=torch.bool)
     loss = float(sae.training_pass(x, valid, valid.numel(), Clock(0, 100, 64)).parts["reconstruction"].detach())
     # a mean over d would be 64 times less (spec §3)
