@@ -108,17 +108,19 @@ class Journal:
         """
         entries = list(entries)
         data = b"".join(entry.to_line() for entry in entries)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            os.ftruncate(descriptor, self._whole_bytes)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
+                os.ftruncate(descriptor, self._whole_bytes)
                 _write_all(descriptor, data, self._whole_bytes)
                 os.fsync(descriptor)
-            except OSError as error:
+            except OSError:
                 os.ftruncate(descriptor, self._whole_bytes)
-                raise disk_error(error, self.path, len(data)) from error
-        finally:
-            os.close(descriptor)
+                raise
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise disk_error(error, self.path, len(data)) from error
         self._whole_bytes += len(data)
         self.torn_bytes = 0
         for entry in entries:

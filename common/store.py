@@ -175,7 +175,9 @@ class Store:
         path = Path(path).expanduser()
         if not (path / "zarr.json").exists():
             raise StoreError(f"{path}: no store here. 'harvest list' shows the stores there are.")
-        header = read_json(path / "zarr.json").get("attributes", {}).get(HEADER)
+        metadata = read_json(path / "zarr.json")
+        attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
+        header = attributes.get(HEADER) if isinstance(attributes, dict) else None
         if not isinstance(header, dict):
             raise StoreError(f"{path}: a zarr group, but not one that harvest wrote.")
         if header.get("format") != FORMAT:

@@ -12,7 +12,7 @@ from common.config import build
 from common.console import emit_json, format_bytes, say, table
 from common.errors import GranaryError, StoreError
 from common.options import options_from
-from common.store import Store
+from common.store import Problem, Store
 from harvest.config import HarvestConfig
 
 
@@ -95,9 +95,14 @@ def verify(stop: Any, path: Path, repair: bool, as_json: bool) -> None:
         for problem in report.problems:
             click.echo(str(problem))
         left = f", {report.missing} not harvested yet" if report.missing else ""
-        click.echo(f"{path}: {report.checked:,} chunk files checked, {len(report.problems)} problems{left}")
+        click.echo(f"{path}: {report.checked:,} chunk files checked, {count(report.problems)}{left}")
     if report.problems:
-        raise StoreError(f"{path}: {len(report.problems)} problems. Run: harvest verify {path} --repair")
+        raise StoreError(f"{path}: {count(report.problems)}. Run: harvest verify {path} --repair")
+
+
+def count(problems: list[Problem]) -> str:
+    """`no problem`, `1 problem`, `3 problems`."""
+    return "1 problem" if len(problems) == 1 else f"{len(problems) or 'no'} problem{'s' if problems else ''}"
 
 
 @cli.command(name="list")

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from common.config import Count, Settings
 from common.corpus import CorpusOptions
+from common.errors import ConfigError
 
 
 class HarvestConfig(Settings):
@@ -63,7 +64,10 @@ class HarvestConfig(Settings):
 
     def corpus_options(self) -> CorpusOptions:
         escaped = self.separator.encode("latin-1", "backslashreplace") if self.separator else None
-        separator = escaped.decode("unicode_escape") if escaped else None  # \n becomes a line feed, § stays §
+        try:
+            separator = escaped.decode("unicode_escape") if escaped else None  # \n becomes a line feed, § stays §
+        except UnicodeDecodeError:
+            raise ConfigError(f"--separator {self.separator}: a lone backslash. Write \\\\ for one.") from None
         return CorpusOptions(
             name=self.corpus,
             config=self.corpus_config,

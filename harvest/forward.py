@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from common.dtypes import TORCH, to_numpy
+from common.errors import ConfigError
 from common.models import LanguageModel
 from harvest.moments import PartialSums
 
@@ -87,7 +88,7 @@ class Forward:
         """Fill `buffer` from tokens int32 [rows, context]; returns how often the batch had to be halved.
 
         Raises:
-            torch.OutOfMemoryError: one sequence alone does not fit.
+            ConfigError: one sequence alone does not fit.
         """
         halved = 0
         while True:
@@ -96,7 +97,10 @@ class Forward:
                 return halved
             except torch.OutOfMemoryError:
                 if self.batch_size == 1:
-                    raise
+                    raise ConfigError(
+                        f"out of memory with a single sequence of {self.context} tokens. Lower --context, "
+                        "choose --model-dtype bfloat16, or use a device with more memory."
+                    ) from None
                 self.batch_size, halved = self.batch_size // 2, halved + 1
                 torch.cuda.empty_cache()
 

@@ -360,6 +360,7 @@ def tokenise(plan: Plan, store: Store, stop: Stop, only: set[int] | None = None)
             break
         at = chunk + 1
         progress.update(at, f"{at * store.chunk_sequences * store.context:,} tokens")
+    progress.total = store.n_chunks  # fewer when the corpus ran dry
     progress.close(store.n_chunks, f"{store.n_sequences * store.context:,} tokens")
 
 
@@ -540,8 +541,14 @@ def outcome(
 
 
 def dry_run(config: HarvestConfig) -> dict[str, Any]:
-    """What a harvest would take, with the model's speed measured on one batch; nothing is written."""
+    """What a harvest would take, with the model's speed measured on one batch; nothing is written.
+
+    Raises:
+        ConfigError: over --max-bytes.
+        StoreError: it would not fit on the disk.
+    """
     plan = make_plan(config)
+    check_room(plan)
     batch = min(config.batch_size, plan.n_sequences)
     tokens = torch.zeros(batch, config.context, dtype=torch.int64, device=plan.model.device)
     plan.model.capture(tokens, list(plan.widths))

@@ -106,7 +106,9 @@ class Packer:
                 return False  # an unfinished last sequence is left out, as a shorter one would be
             assert self.current is not None
             starts = self.cursor.offset == 0
-            if self.bos is not None and (position == 0 or (starts and tokens[position - 1] != self.bos)):
+            due = position == 0 or (starts and tokens[position - 1] != self.bos)
+            brings_its_own = starts and self.current[0] == self.bos
+            if self.bos is not None and due and not brings_its_own:
                 tokens[position], documents[position] = self.bos, self.cursor.document
                 position += 1
             piece = self.current[self.cursor.offset :][: self.context - position]

@@ -30,7 +30,9 @@ def make_inputs(folder: Path) -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    shape = GPT2Config(vocab_size=260, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=256, eos_token_id=256)
+    shape = GPT2Config(
+        vocab_size=260, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=256, eos_token_id=256
+    )
     GPT2LMHeadModel(shape).save_pretrained(folder / "model")
     (folder / "texts").mkdir()
     chooser = random.Random(0)
@@ -46,7 +48,7 @@ def digest(folder: Path, pattern: str) -> dict[str, str]:
 
 
 def under_fire(server: WarmServer, argv: list[str], folder: Path, chooser: random.Random, longest_s: float) -> int:
-    """Start `argv` again and again, killing it after a random delay, until it ends by itself; returns the kills."""
+    """Start `argv` again and again, killing it after a random delay, until it ends by itself: the kills."""
     kills = 0
     while True:
         child = server.start(argv, folder)
