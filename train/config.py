@@ -27,7 +27,10 @@ class DataConfig(Settings):
 class LearnerConfig(Settings):
     """One variant being trained: what is common to all variants; the variant's own settings are in `options`."""
 
-    name: str = Field(description="Folder of the learner inside the run.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Folder of the learner inside the run: letters, digits, . _ -",
+    )
     variant: str = Field(description="A name from `train variants`.")
     options: dict[str, Any] = Field(default_factory=dict, description="The variant's own settings.")
     lr: float | None = Field(

@@ -51,6 +51,9 @@ class Learner:
     ) -> None:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
         self.sae = sae.to(device)
+        for parameter in self.sae.parameters():
+            # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore
+            parameter.data = parameter.data.contiguous()
         self.optimizer = make_optimizer(list(self.sae.parameters()), config)
         self.peak_lr = config.lr or default_lr(n_steps, sae.d_sae)
         self.step = 0
@@ -157,15 +160,11 @@ class Learner:
     def restore(self, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         """Become exactly the learner that `tensors()` and `facts()` were taken from."""
         self.sae.load_state_dict(tensors["weights"])
-        for number, parameter in enumerate(self.sae.parameters()):
-            state = {
-                # in the parameter's memory layout: fused Adam walks memory, and would pair the wrong elements otherwise
-                name.split(".", 1)[1]: value.clone() if name.endswith(".step") else like(parameter, value)
-                for name, value in tensors["optimizer"].items()
-                if name.split(".", 1)[0] == str(number)
-            }
-            if state:
-                self.optimizer.state[parameter] = state
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors["optimizer"].items():
+            number, _, name = key.partition(".")
+            state.setdefault(int(number), {})[name] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
         self.last_loss = sums.pop("last_loss")
         self.sums = Sums(sums)
@@ -177,9 +176,3 @@ class Learner:
         """The last finite loss; None only when no step was taken."""
         value = float(self.last_loss)
         return value if value == value else None
-
-
-@torch.no_grad()
-def like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of `value` on the device and with the strides of `parameter`."""
-    return torch.empty_like(parameter, requires_grad=False).copy_(value)

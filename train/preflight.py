@@ -58,11 +58,14 @@ def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: 
         asked = config.tokens // batch
     else:
         asked = most
-    if asked < 1 or most < 1:
+    if config.tokens is not None and asked < 1:
         raise DataError(
-            f"{store}: it holds {held:,} training tokens, less than one step of --batch-size {batch:,}"
-            f"{'' if config.tokens is None else f' (--tokens {config.tokens:,})'}. "
-            f"Lower --batch-size, or harvest more (harvest run --tokens)."
+            f"--tokens {config.tokens:,}: less than one step of --batch-size {batch:,}. Ask for more, or lower it."
+        )
+    if most < 1:
+        raise DataError(
+            f"{store}: it holds {held:,} training tokens, less than one step of --batch-size {batch:,} in {allowed:g} "
+            f"pass{'es' if allowed != 1 else ''}. Lower --batch-size, or harvest more (harvest run --tokens)."
         )
     if asked > most:
         needed = math.ceil(Fraction(100 * asked * n_windows, windows_per_pass)) / 100

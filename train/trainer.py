@@ -30,7 +30,7 @@ from common.store import Store, difference
 from train.checkpoint import newest_whole, prune, save_checkpoint
 from train.config import DataConfig, FitConfig
 from train.data.batch import Batch
-from train.data.reader import Batches, DataPlan, digest_of, plan_data
+from train.data.reader import Batches, DataPlan, digest_of, plan_data, with_windows
 from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
 from train.monitors import verdict
@@ -131,6 +131,7 @@ def fit(config: FitConfig, stop: Stop) -> Outcome:
         raise ConfigError("no learner: name one with --variant, or [[learner]] in a TOML file. See: train variants")
     windows = {sae.window for sae in saes.values()}
     plan = load_plan(folder, store) or plan_data(store, config.data(), config.seed, windows)
+    plan = with_windows(store, plan, windows)
     batches = Batches(store, plan, device)
     try:
         amount = min(
@@ -512,7 +513,7 @@ def finish(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def scaled_batches(run: Run, learner: Learner, n: int) -> Iterator[Tensor]:
-    """The first `n` training batches in scaled units, valid tokens only, one window each."""
+    """The first `n` training batches in scaled units."""
     window = learner.sae.window
     for step in range(n):
         until_stopped_check(run)

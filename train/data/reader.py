@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from common.config import build
 from common.dtypes import TORCH, to_torch
 from common.errors import ConfigError, StoreError
 from common.files import fingerprint
-from common.store import Store, acts_array
+from common.store import DOCUMENTS, Store, acts_array
 from train.config import DataConfig
 from train.data.batch import Batch
 from train.data.mapping import bring_in, can_map, map_side_by_side
@@ -85,31 +85,41 @@ def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) ->
         wrong = store.check_size(acts_array(hook), chunk)
         if wrong is not None:
             raise store.damaged(acts_array(hook), chunk, wrong)
-    for window in windows:
-        if window > store.context:
-            raise ConfigError(f"a window of {window} does not fit sequences of {store.context} tokens.")
     max_norm = config.max_norm_ratio * median_norm(store, hook, chunks) if config.max_norm_ratio else np.inf
-    n_documents = 1 + max((int(store.map_chunk("documents", chunk).max()) for chunk in chunks), default=-1)
-    held_out = held_out_documents(n_documents, config.held_out)
-    counts: dict[int, list[int]] = {window: [] for window in sorted(windows)}
-    for chunk in chunks:
-        index = index_chunk(store, hook, chunk, held_out, max_norm)
-        for window in counts:
-            starts = windows_in(index, index.train, store.context, window, config.within_document)
-            counts[window].append(len(starts))
-    chunk_tokens = store.chunk_sequences * store.context
-    return DataPlan(
+    plan = DataPlan(
         store_id=store.id,
         hook=hook,
         chunks=tuple(chunks),
         digest=digest_of(store, hook, tuple(chunks)),
         max_norm=min(float(max_norm), float(np.finfo(np.float32).max)),
-        pool_chunks=max(config.pool_tokens // chunk_tokens, 1),
-        n_documents=n_documents,
-        windows={window: tuple(numbers) for window, numbers in counts.items()},
+        pool_chunks=max(config.pool_tokens // (store.chunk_sequences * store.context), 1),
+        n_documents=1 + max(int(store.map_chunk(DOCUMENTS, chunk).max()) for chunk in chunks),
+        windows={},
         config=config,
         seed=seed,
     )
+    return with_windows(store, plan, windows)
+
+
+def with_windows(store: Store, plan: DataPlan, windows: set[int]) -> DataPlan:
+    """The plan with the windows of every chunk counted for these lengths too; those known already are kept.
+
+    Raises:
+        ConfigError: a window longer than a sequence.
+    """
+    new = sorted(windows - set(plan.windows))
+    if not new:
+        return plan
+    if new[-1] > store.context:
+        raise ConfigError(f"a window of {new[-1]} does not fit sequences of {store.context} tokens.")
+    held_out = held_out_documents(plan.n_documents, plan.config.held_out)
+    counts: dict[int, list[int]] = {window: [] for window in new}
+    for chunk in plan.chunks:
+        index = index_chunk(store, plan.hook, chunk, held_out, plan.max_norm)
+        for window in new:
+            starts = windows_in(index, index.train, store.context, window, plan.config.within_document)
+            counts[window].append(len(starts))
+    return replace(plan, windows=plan.windows | {window: tuple(numbers) for window, numbers in counts.items()})
 
 
 @dataclass

@@ -75,7 +75,7 @@ class SAE(nn.Module, ABC):
         rows = torch.randn(config.d_sae, d_in, generator=generator)
         rows /= rows.norm(dim=-1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
-        self.W_enc = nn.Parameter(rows.t().clone())
+        self.W_enc = nn.Parameter(rows.t().contiguous())
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("scale", torch.ones(()))

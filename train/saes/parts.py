@@ -89,8 +89,9 @@ def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Float[Tensor, "B T
 
 @torch.no_grad()
 def update_average_(average: Float[Tensor, ""], value: Float[Tensor, ""], beta: float, first: bool) -> None:
-    """Exponential moving average in float32; `first` sets it."""
-    average.copy_(value if first else beta * average + (1 - beta) * value)
+    """Exponential moving average in float32; `first` sets it, and a value that is not finite leaves it."""
+    moved = value if first else beta * average + (1 - beta) * value
+    average.copy_(torch.where(torch.isfinite(value), moved, average))
 
 
 @torch.no_grad()
