@@ -10,8 +10,8 @@ READY = $(VENV)/.granary-ready
 .PHONY: demo test lint bench soak clean
 
 demo: $(READY)
-	$(BIN)/harvest run --model demo --layer 3 --tokens 1.5M --allow-fewer --out cache/demo.zarr
-	$(BIN)/train fit --cache cache/demo.zarr --variant batchtopk --variant topk --k 32 --passes 2 --out runs/demo
+	$(BIN)/harvest run --model demo --layer 2 --tokens 1.1M --allow-fewer --out cache/demo.zarr
+	$(BIN)/train fit --cache cache/demo.zarr --variant batchtopk --variant topk --k 30 --passes 2 --out runs/demo
 	$(BIN)/train eval runs/demo
 	@cat docs/next-steps.txt
 

@@ -34,7 +34,7 @@ class LearnerConfig(Settings):
     variant: str = Field(description="A name from `train variants`.")
     options: dict[str, Any] = Field(default_factory=dict, description="The variant's own settings.")
     lr: float | None = Field(
-        None, gt=0, description="Peak learning rate; default: 3 / steps within [3e-4, 3e-3], lower above 16k latents."
+        None, gt=0, description="Peak learning rate; default: 1e-2 · √(500/steps · 1536/d_sae), in [1e-4, 1e-2]."
     )
     seed: int | None = Field(None, description="Seed of the initial weights; default: the run's.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first average.")
