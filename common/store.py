@@ -270,6 +270,15 @@ class Store:
     def d_model(self, hook: str) -> int:
         return int(self.hooks[hook]["d_model"])
 
+    def as_of(self, n_sequences: int) -> Store:
+        """The store as it was at an earlier length: what a run that began then goes on reading.
+
+        Extending a store fills up its short last chunk; the sequences that were in it keep their bytes.
+        """
+        earlier = Store(self.path, self.header | {"n_sequences": min(n_sequences, self.n_sequences)})
+        earlier.journal = self.journal
+        return earlier
+
     def array_names(self) -> list[str]:
         names = [TOKENS, DOCUMENTS]
         for hook in self.hooks:
@@ -314,7 +323,7 @@ class Store:
         return [
             chunk
             for chunk, entry in self.journal.of(array).items()
-            if chunk < self.n_chunks and entry.sequences == self.sequences_in(chunk)
+            if chunk < self.n_chunks and entry.sequences >= self.sequences_in(chunk)
         ]
 
     def usable_chunks(self, hook: str) -> list[int]:
@@ -389,8 +398,12 @@ class Store:
             StoreError: they differ.
         """
         found = crc32c(data)
-        if found != entry.crc32c:
-            raise self.damaged(entry.array, entry.chunk, f"checksum {found} but the journal says {entry.crc32c}")
+        if found == entry.crc32c:
+            return
+        # a harvest that extends the store may have rewritten the chunk since the journal was read
+        fresh = Journal(self.journal.path).entries.get((entry.array, entry.chunk), entry)
+        if found != fresh.crc32c:
+            raise self.damaged(entry.array, entry.chunk, f"checksum {found} but the journal says {fresh.crc32c}")
 
     def damaged(self, array: str, chunk: int, what: str) -> StoreError:
         return StoreError(f"{self.path} {array} chunk {chunk}: {what}. Run: harvest verify {self.path} --repair")

@@ -34,18 +34,22 @@ class PartialSums:
             The batch with non-finite positions zeroed, and norms float32 [n, context], NaN at those positions.
         """
         values = stored.float()
-        norms = values.norm(dim=-1)
+        norms = torch.linalg.vector_norm(values, dim=-1)
         finite = torch.isfinite(norms)
         self.bad_rows.append(~finite.all(dim=-1))
-        self.bad += (~torch.isfinite(values)).sum()
-        values = torch.where(finite[..., None], values, 0.0)
-        weight = (trainable & finite).to(torch.float64).flatten()
+        if values.device.type != "cpu" or not bool(finite.all()):  # asking a GPU would make the model wait
+            self.bad += (~torch.isfinite(values)).sum()
+            values = torch.where(finite[..., None], values, 0.0)
+            stored = values.to(stored.dtype)
+        counted = trainable & finite
+        weight = counted.flatten().double()
         flat = values.flatten(0, 1).double()
         self.sums[0] += weight @ flat
         self.sums[1] += weight @ flat.square_()
-        self.count += weight.sum().long()
-        self.max_abs = torch.maximum(self.max_abs, (values.abs().amax(-1) * (trainable & finite)).max())
-        return values.to(stored.dtype), torch.where(finite, norms, torch.nan)
+        self.count += counted.sum()
+        largest = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1)
+        self.max_abs = torch.maximum(self.max_abs, (largest * counted).max())
+        return stored, torch.where(finite, norms, torch.nan)
 
     def result(self) -> tuple[np.ndarray, dict[str, Any]]:
         """The sums float64 [1, 2, d_model] and the facts for the journal: count, max_abs, nonfinite, first_bad."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError, DataError, GranaryError
-from common.store import Store
 from train.checkpoint import newest_whole, save_checkpoint
 from train.config import FitConfig
 from train.data.reader import Batches, DataPlan
@@ -77,12 +76,12 @@ def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: 
     return Amount(asked, asked / per_pass)
 
 
-def starting_point(batches: Batches, plan: DataPlan, store: Store) -> tuple[float, Tensor]:
-    """Input scale 1/√E‖x‖² from the store's moments, and the geometric median of a fixed sample, scaled.
+def starting_point(batches: Batches, plan: DataPlan) -> tuple[float, Tensor]:
+    """Input scale 1/√E‖x‖² over the training tokens, and the geometric median of a fixed sample, scaled.
 
     The sample is the first tokens of the batch order, looked at and not consumed.
     """
-    scale = 1 / math.sqrt(store.moments(plan.hook, plan.chunks).mean_squared_norm)
+    scale = 1 / math.sqrt(plan.mean_squared_norm)
     window = min(plan.windows)
     n_windows = min(START_TOKENS // window, batches.windows_per_pass(window))
     batch = batches.batch(0, max(n_windows, 1), window)

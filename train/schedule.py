@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 MAX_WARMUP_STEPS = 1000
@@ -34,7 +35,7 @@ def default_lr(n_steps: int, d_sae: int) -> float:
     variance of .908 where 3e-3 reaches .873; at 2,390 steps and 768 latents 5e-3 and 1e-2 are level. The law meets
     the 3e-4 of the literature at 50,000 steps and 16k latents.
     """
-    return min(max(1e-2 * (500 / n_steps * 1536 / d_sae) ** 0.5, 1e-4), 1e-2)
+    return min(max(1e-2 * math.sqrt(500 / n_steps * 1536 / d_sae), 1e-4), 1e-2)
 
 
 def lr_factor(clock: Clock, warmup_share: float, decay_share: float) -> float:

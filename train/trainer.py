@@ -13,7 +13,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,7 @@ class Run:
     log_every: int
     checkpoint_every: int
     prepared: bool = False
+    sample: dict[int, list[Batch]] = field(default_factory=dict)
 
     @property
     def active(self) -> list[Learner]:
@@ -277,6 +278,7 @@ def load_plan(folder: Path, store: Store) -> DataPlan | None:
     chunks = tuple(values["chunks"])
     if values["store_id"] != store.id:
         raise StoreError(f"{folder}: it was trained on another store than {store.path}. Name that one with --cache.")
+    store = store.as_of(values["n_sequences"])
     gone = set(chunks) - set(store.usable_chunks(values["hook"]))
     if gone:
         raise StoreError(
@@ -310,7 +312,7 @@ def prepare(run: Run) -> None:
     """Bring every learner to where it was, or rehearse and start it."""
     fresh = [learner for learner in run.learners if not restore(run, learner)]
     if fresh:
-        scale, b_dec = starting_point(run.batches, run.plan, run.store)
+        scale, b_dec = starting_point(run.batches, run.plan)
         for learner in fresh:
             learner.sae.start(scale, b_dec.to(learner.device))
             for leftover in run.folder.glob(".rehearsal-*"):
@@ -470,8 +472,10 @@ def quick_ev(run: Run, learner: Learner) -> float | None:
     """Explained variance on a few held-out tokens; the learner is not changed by it."""
     if not run.config.held_out:
         return None
-    batches = run.batches.held_out(learner.sae.window, run.config.eval_tokens)
-    return float(evaluate_heldout(learner.sae, batches)["explained_variance"])
+    window = learner.sae.window
+    if window not in run.sample:
+        run.sample[window] = list(run.batches.held_out(window, run.config.eval_tokens))
+    return float(evaluate_heldout(learner.sae, run.sample[window])["explained_variance"])
 
 
 def describe(run: Run, lines: dict[str, dict[str, Any]], rate: float, elapsed: float) -> str:

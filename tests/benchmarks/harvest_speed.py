@@ -49,17 +49,19 @@ def run(rounds: int = 5) -> list[Row]:
         source = make_model(folder)
         model = load_model(find_model(str(source)), "cpu")
         out = folder / "bench.zarr"
-        options = {"layer": (LAYER,), "tokens": TOKENS, "context": CONTEXT, "batch_size": BATCH, "chunk_sequences": 512}
+        options = {"layer": (LAYER,), "tokens": TOKENS, "context": CONTEXT, "batch_size": BATCH, "chunk_sequences": 128}
         plan = make_plan(harvest_config(source, Path("stdlib"), out, corpus="stdlib", **options))
 
         def harvest_once() -> None:
             shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
             store = prepare_store(plan)
             tokenise(plan, store, Stop())
             forward(plan, store, Stop(), missing_chunks(store), 0.0)
 
         def tokenise_once() -> None:
             shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
             tokenise(plan, prepare_store(plan), Stop())
 
         times = interleaved(

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from common.stopping import Stop
+from harvest.run import harvest
+from tests.conftest import harvest_config
 from tests.train.test_trainer import equal
 from tests.warm import Child, Ended, WarmServer, wait_for
 from train.saes import REGISTRY
@@ -210,3 +213,22 @@ def test_every_run_folder_can_be_moved(shared_store: Path, tmp_path: Path, warm:
     child.kill()
     shutil.move(tmp_path / "elsewhere", tmp_path / "r")
     resume(warm, tmp_path, straight)
+
+
+def test_a_store_that_grows_changes_nothing_for_the_runs_on_it(
+    tiny_model: Path, texts: Path, tmp_path: Path, warm: WarmServer
+) -> None:
+    """30,016 tokens end in a short chunk; extending fills it up between a stop and a resume."""
+    out = tmp_path / "grows.zarr"
+    harvest(harvest_config(tiny_model, texts, out), Stop())
+    argv = fit_argv(out, "straight")
+    assert warm.run(argv, tmp_path).code == 0
+    child = warm.start(fit_argv(out, "stopped"), tmp_path)
+    wait_for(lambda: any(tmp_path.glob("stopped/*/checkpoints/step-*0")))
+    child.signal(signal.SIGTERM)
+    assert child.wait().code == 75
+    harvest(harvest_config(tiny_model, texts, out, tokens=40_000), Stop())
+    ended = warm.run(["train", "resume", "stopped"], tmp_path)
+    assert ended.code == 0, ended.err
+    assert_same(tmp_path / "stopped", tmp_path / "straight")
+    assert warm.run(["train", "eval", "straight"], tmp_path).code == 0

@@ -27,6 +27,11 @@ class Batch:
     valid: torch.Tensor
     n_valid: int
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on `device`."""
+        tensors = {name: getattr(self, name).to(device) for name in ("x", "doc", "pos", "token", "valid")}
+        return Batch(**tensors, n_valid=self.n_valid)
+
     @classmethod
     def join(cls, parts: list[Batch]) -> Batch:
         """One batch out of several, in order."""

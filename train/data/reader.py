@@ -9,16 +9,15 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from common.config import build
 from common.dtypes import TORCH, to_torch
-from common.errors import ConfigError, StoreError
-from common.files import fingerprint
-from common.store import DOCUMENTS, Store, acts_array
+from common.errors import ConfigError, DataError, StoreError
+from common.files import crc32c, fingerprint
+from common.store import DOCUMENTS, TOKENS, Store, acts_array, norms_array
 from train.config import DataConfig
 from train.data.batch import Batch
 from train.data.mapping import bring_in, can_map, map_side_by_side
@@ -39,7 +38,9 @@ class DataPlan:
 
     Attributes:
         chunks: chunk numbers trained on: those committed when the run began.
-        digest: fingerprint of their checksums.
+        n_sequences: length of the store when the run began; what it grew by since is not read.
+        digest: fingerprint of the chunks' bytes up to there.
+        mean_squared_norm: E ‖x‖² over the training tokens.
         max_norm: positions with a larger norm are left out.
         pool_chunks: chunks open at once.
         n_documents: documents in these chunks.
@@ -49,7 +50,9 @@ class DataPlan:
     store_id: str
     hook: str
     chunks: tuple[int, ...]
+    n_sequences: int
     digest: str
+    mean_squared_norm: float
     max_norm: float
     pool_chunks: int
     n_documents: int
@@ -65,9 +68,19 @@ class DataPlan:
 
 
 def digest_of(store: Store, hook: str, chunks: tuple[int, ...]) -> str:
-    """A fingerprint of the checksums of everything a run reads."""
-    arrays = ("tokens", "documents", acts_array(hook), f"norms/{hook}")
-    return fingerprint([[store.journal.entries[array, chunk].crc32c for array in arrays] for chunk in chunks])
+    """A fingerprint of everything a run reads: checksums of full chunks, and of the true rows of a short last one.
+
+    So it stays the same when the store is extended and the short chunk is filled up.
+    """
+
+    def checksum(array: str, chunk: int) -> str:
+        rows = store.sequences_in(chunk)
+        if rows == store.chunk_sequences:
+            return store.journal.entries[array, chunk].crc32c
+        return crc32c(np.ascontiguousarray(store.map_chunk(array, chunk, verify=True)[:rows]))
+
+    arrays = (TOKENS, DOCUMENTS, acts_array(hook), norms_array(hook))
+    return fingerprint([[checksum(array, chunk) for array in arrays] for chunk in chunks])
 
 
 def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) -> DataPlan:
@@ -90,7 +103,9 @@ def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) ->
         store_id=store.id,
         hook=hook,
         chunks=tuple(chunks),
+        n_sequences=store.n_sequences,
         digest=digest_of(store, hook, tuple(chunks)),
+        mean_squared_norm=0.0,
         max_norm=min(float(max_norm), float(np.finfo(np.float32).max)),
         pool_chunks=max(config.pool_tokens // (store.chunk_sequences * store.context), 1),
         n_documents=1 + max(int(store.map_chunk(DOCUMENTS, chunk).max()) for chunk in chunks),
@@ -106,20 +121,28 @@ def with_windows(store: Store, plan: DataPlan, windows: set[int]) -> DataPlan:
 
     Raises:
         ConfigError: a window longer than a sequence.
+        DataError: no token may be trained on.
     """
     new = sorted(windows - set(plan.windows))
     if not new:
         return plan
     if new[-1] > store.context:
         raise ConfigError(f"a window of {new[-1]} does not fit sequences of {store.context} tokens.")
+    store = store.as_of(plan.n_sequences)
     held_out = held_out_documents(plan.n_documents, plan.config.held_out)
     counts: dict[int, list[int]] = {window: [] for window in new}
+    squared, tokens = 0.0, 0
     for chunk in plan.chunks:
         index = index_chunk(store, plan.hook, chunk, held_out, plan.max_norm)
+        squared += float(np.square(index.norms[index.train], dtype=np.float64).sum())
+        tokens += int(index.train.sum())
         for window in new:
             starts = windows_in(index, index.train, store.context, window, plan.config.within_document)
             counts[window].append(len(starts))
-    return replace(plan, windows=plan.windows | {window: tuple(numbers) for window, numbers in counts.items()})
+    if not tokens:
+        raise DataError(f"{store.path}: no token of {plan.hook} may be trained on. Harvest more, or lower --held-out.")
+    windows_of = plan.windows | {window: tuple(numbers) for window, numbers in counts.items()}
+    return replace(plan, windows=windows_of, mean_squared_norm=squared / tokens)
 
 
 @dataclass
@@ -131,27 +154,28 @@ class Pool:
         context: int32 [positions, 3]: document, position in it, token id; side by side so that one gather takes all.
         wanted: bool [positions], the positions that count.
         windows: window length to starts, permuted: entry i is the i-th window of the pool's order.
+        counts: window length to wanted positions of each window in that order, on the host.
     """
 
     acts: torch.Tensor
     context: torch.Tensor
     wanted: torch.Tensor
     windows: dict[int, torch.Tensor]
+    counts: dict[int, np.ndarray]
 
     def gather(self, window: int, start: int, stop: int, out: torch.Tensor | None = None) -> Batch:
-        """Windows `start` to `stop` of the pool's order."""
+        """Windows `start` to `stop` of the pool's order. All on the pool's device: nothing waits for a copy."""
         starts = self.windows[window][start:stop]
-        shape = (len(starts), window)
-        rows = starts if window == 1 else (starts[:, None] + torch.arange(window)).view(-1)
-        valid = torch.ones(shape, dtype=torch.bool) if window == 1 else self.wanted[rows].view(shape)
-        context = torch.index_select(self.context, 0, rows).view(*shape, 3).to(self.acts.device)
+        device, shape = self.acts.device, (len(starts), window)
+        rows = starts if window == 1 else (starts[:, None] + torch.arange(window, device=device)).view(-1)
+        context = torch.index_select(self.context, 0, rows).view(*shape, 3)
         return Batch(
-            x=torch.index_select(self.acts, 0, rows.to(self.acts.device), out=out).view(*shape, -1),
+            x=torch.index_select(self.acts, 0, rows, out=out).view(*shape, -1),
             doc=context[..., 0],
             pos=context[..., 1],
             token=context[..., 2],
-            valid=valid.to(self.acts.device),
-            n_valid=len(starts) if window == 1 else int(valid.sum()),
+            valid=torch.ones(shape, dtype=torch.bool, device=device) if window == 1 else self.wanted[rows].view(shape),
+            n_valid=len(starts) if window == 1 else int(self.counts[window][start:stop].sum()),
         )
 
 
@@ -169,7 +193,7 @@ class Batches:
     """
 
     def __init__(self, store: Store, plan: DataPlan, device: torch.device | str = "cpu") -> None:
-        self.store, self.plan, self.device = store, plan, torch.device(device)
+        self.store, self.plan, self.device = store.as_of(plan.n_sequences), plan, torch.device(device)
         self.waited_s, self.read_bytes = 0.0, 0
         self._orders = {window: plan.order(window) for window in plan.windows}
         self._any_order = next(iter(self._orders.values()))
@@ -244,11 +268,11 @@ class Batches:
         members = self._any_order.pool_members(pass_number, pool)
         indexes = [self._index(chunk) for chunk in members]
         size = self.store.chunk_sequences * self.store.context
-        windows: dict[int, torch.Tensor] = {}
+        windows = {}
         for window, order in self._orders.items():
             starts = self._starts(indexes, window, size, held_out=False)
-            windows[window] = torch.from_numpy(starts[order.window_order(pass_number, pool, len(starts))])
-        return self._make_pool(members, indexes, windows, held_out=False)
+            windows[window] = starts[order.window_order(pass_number, pool, len(starts))]
+        return self._make_pool(members, indexes, windows, held_out=False, device=self.device)
 
     def _index(self, chunk: int) -> ChunkIndex:
         return index_chunk(self.store, self.plan.hook, chunk, self._held_out, self.plan.max_norm)
@@ -263,7 +287,12 @@ class Batches:
         )
 
     def _make_pool(
-        self, members: list[int], indexes: list[ChunkIndex], windows: dict[int, torch.Tensor], held_out: bool
+        self,
+        members: list[int],
+        indexes: list[ChunkIndex],
+        windows: dict[int, np.ndarray],
+        held_out: bool,
+        device: torch.device,
     ) -> Pool:
         size = self.store.chunk_sequences * self.store.context
 
@@ -277,14 +306,17 @@ class Batches:
         positions = positions_in_document(documents, self.store.context)
         tokens = lay([index.tokens for index in indexes])
         wanted = lay([index.held_out if held_out else index.train for index in indexes])
+        before = np.concatenate([[0], np.cumsum(wanted)]) if any(window > 1 for window in windows) else wanted
         return Pool(
-            acts=self._acts(members),
-            context=torch.from_numpy(np.stack([documents, positions, tokens], axis=1)),
-            wanted=torch.from_numpy(wanted),
-            windows=windows,
+            acts=self._acts(members, bring=not held_out).to(device),
+            context=torch.from_numpy(np.stack([documents, positions, tokens], axis=1)).to(device),
+            wanted=torch.from_numpy(wanted).to(device),
+            windows={window: torch.from_numpy(starts).to(device) for window, starts in windows.items()},
+            counts={window: before[s + window] - before[s] for window, s in windows.items() if window > 1},
         )
 
-    def _acts(self, members: list[int]) -> torch.Tensor:
+    def _acts(self, members: list[int], bring: bool) -> torch.Tensor:
+        """The chunks' activations as one tensor, mapped where they can be; `bring` reads all of a mapping at once."""
         array = acts_array(self.plan.hook)
         spec = self.store.spec(array)
         for chunk in members:
@@ -292,20 +324,19 @@ class Batches:
             if wrong is not None:
                 raise self.store.damaged(array, chunk, wrong)
         if spec.compression is None and can_map(spec.chunk_bytes):
-            paths: list[Path] = [self.store.chunk_path(array, chunk) for chunk in members]
-            memory = map_side_by_side(paths, spec.chunk_bytes)
+            memory = map_side_by_side([self.store.chunk_path(array, chunk) for chunk in members], spec.chunk_bytes)
             for number, chunk in enumerate(members):
                 self._verify(chunk, memory[number * spec.chunk_bytes :][: spec.chunk_bytes])
-            bring_in(memory)
-            whole = to_torch(memory.view(spec.numpy_dtype).reshape(-1, spec.shape[-1]))
-        else:
-            rows = spec.chunk_rows * spec.shape[1]
-            whole = torch.empty(len(members) * rows, spec.shape[-1], dtype=TORCH[spec.dtype])
-            for number, chunk in enumerate(members):
-                data = self.store.map_chunk(array, chunk, verify=chunk not in self._verified)
-                self._verified.add(chunk)
-                whole[number * rows :][:rows] = to_torch(data.reshape(rows, -1).copy())
-        return whole.to(self.device)
+            if bring:
+                bring_in(memory)
+            return to_torch(memory.view(spec.numpy_dtype).reshape(-1, spec.shape[-1]))
+        rows = spec.chunk_rows * spec.shape[1]
+        whole = torch.empty(len(members) * rows, spec.shape[-1], dtype=TORCH[spec.dtype])
+        for number, chunk in enumerate(members):
+            data = self.store.map_chunk(array, chunk, verify=chunk not in self._verified)
+            self._verified.add(chunk)
+            whole[number * rows :][:rows] = to_torch(data.reshape(rows, -1).copy())
+        return whole
 
     def _verify(self, chunk: int, data: np.ndarray) -> None:
         if chunk not in self._verified:
@@ -318,17 +349,18 @@ class Batches:
         size = self.store.chunk_sequences * self.store.context
         for chunk in self.plan.chunks:
             index = self._index(chunk)
-            starts = torch.from_numpy(self._starts([index], window, size, held_out=True))
+            starts = self._starts([index], window, size, held_out=True)
             pool: Pool | None = None
             step = max(batch_tokens // window, 1)
             for start in range(0, len(starts), step):
                 if left <= 0:
                     return
-                pool = pool or self._make_pool([chunk], [index], {window: starts}, held_out=True)
+                # gathered on the host: a whole chunk is not worth moving for its few held-out documents
+                pool = pool or self._make_pool([chunk], [index], {window: starts}, True, torch.device("cpu"))
                 stop = min(start + step, len(starts), start + -(-int(min(left, 2**62)) // window))
                 batch = pool.gather(window, start, stop)
                 left -= batch.n_valid
-                yield batch
+                yield batch.to(self.device)
 
     def close(self) -> None:
         """End the reading thread."""

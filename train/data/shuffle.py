@@ -39,15 +39,12 @@ def hashes(key: int, n: int) -> np.ndarray:
 
 
 def permutation(key: int, n: int) -> np.ndarray:
-    """A keyed permutation of range(n), int64: the numbers in the order of their hashes.
+    """A keyed permutation of range(n), int64: the numbers in the order of their hashes' upper 31 bits.
 
-    Each number rides in the low bits of its hash, so that plain values are sorted (for a million 36 ms, argsort 80)
-    and any sorting algorithm gives the same, since no two are equal.
+    A stable sort of so short a key is a radix sort of four passes: for a million 12 ms, where argsort takes 80.
     """
-    low = (1 << max(n - 1, 1).bit_length()) - 1
-    packed = ((hashes(key, n) >> np.uint64(1)) & ~np.uint64(low)) | np.arange(n, dtype=np.uint64)
-    ordered = torch.from_numpy(packed.view(np.int64)).sort().values & low
-    return ordered.numpy()
+    short = (hashes(key, n) >> np.uint64(33)).astype(np.int32)
+    return torch.from_numpy(short).sort(stable=True).indices.numpy()
 
 
 @dataclass(frozen=True)

@@ -64,11 +64,13 @@ class ChunkIndex:
     Attributes:
         documents: int32 [positions].
         tokens: int32 [positions].
+        norms: float32 [positions], NaN where a value was masked at harvest.
         train, held_out: bool [positions]; neither where nothing may be trained on.
     """
 
     documents: np.ndarray
     tokens: np.ndarray
+    norms: np.ndarray
     train: np.ndarray
     held_out: np.ndarray
 
@@ -85,7 +87,7 @@ def index_chunk(store: Store, hook: str, chunk: int, held_out: np.ndarray, max_n
     norms = store.map_chunk(norms_array(hook), chunk, verify=True)[:rows].reshape(-1)
     usable = (documents >= 0) & ~np.isin(tokens, store.special_tokens) & (norms <= max_norm)
     out = held_out[documents]  # -1 reads the last entry, and is not usable anyway
-    return ChunkIndex(documents, tokens, usable & ~out, usable & out)
+    return ChunkIndex(documents, tokens, norms, usable & ~out, usable & out)
 
 
 def windows_in(index: ChunkIndex, wanted: np.ndarray, context: int, window: int, within_document: bool) -> np.ndarray:

@@ -114,7 +114,7 @@ def test_median_norm_of_no_usable_position_is_refused(tmp_path: Path) -> None:
 def index_of(documents: list[list[int]], wanted: list[list[int]]) -> tuple[ChunkIndex, np.ndarray]:
     docs = np.array(documents, np.int32).reshape(-1)
     mask = np.array(wanted, bool).reshape(-1)
-    return ChunkIndex(docs, docs, mask, ~mask), mask
+    return ChunkIndex(docs, docs, np.ones(len(docs), np.float32), mask, ~mask), mask
 
 
 def test_windows_of_one_are_the_wanted_positions() -> None:
@@ -142,7 +142,8 @@ def test_windows_of_eight_agree_with_a_plain_loop() -> None:
     draw = np.random.default_rng(0)
     documents = np.sort(draw.integers(0, 6, (5, 27)), axis=1).astype(np.int32)
     wanted = draw.random((5, 27)) < 0.1
-    index = ChunkIndex(documents.reshape(-1), documents.reshape(-1), wanted.reshape(-1), ~wanted.reshape(-1))
+    flat = documents.reshape(-1)
+    index = ChunkIndex(flat, flat, np.ones(len(flat), np.float32), wanted.reshape(-1), ~wanted.reshape(-1))
     for within in (False, True):
         expected = [
             row * 27 + start
