@@ -343,6 +343,12 @@ class Batches:
             self.store.check_bytes(self.store.journal.entries[acts_array(self.plan.hook), chunk], data)
             self._verified.add(chunk)
 
+    def training_documents(self, max_chunks: int) -> np.ndarray:
+        """The document of every training token of up to `max_chunks` chunks spread over the store."""
+        picked = np.unique(np.linspace(0, len(self.plan.chunks) - 1, max_chunks).astype(int))
+        indexes = [self._index(self.plan.chunks[number]) for number in picked]
+        return np.concatenate([index.documents[index.train] for index in indexes])
+
     def held_out(self, window: int, max_tokens: int | None = None, batch_tokens: int = 8192) -> Iterator[Batch]:
         """Held-out documents in the order of the store, as windows; `valid` marks the held-out positions."""
         left = max_tokens if max_tokens is not None else np.inf
