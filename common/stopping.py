@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-import sys
 from dataclasses import dataclass
 from types import FrameType
 
 EXIT_INTERRUPTED = 75
+STDERR = 2
 
 
 @dataclass
@@ -30,8 +31,9 @@ class Stop:
         if self.asked:
             os._exit(EXIT_INTERRUPTED)
         self.signal_name = signal.Signals(number).name
-        sys.stderr.write(f"\n{self.signal_name}: finishing what is under way; once more to leave at once.\n")
-        sys.stderr.flush()
+        line = f"\n{self.signal_name}: finishing what is under way; once more to leave at once.\n"
+        with contextlib.suppress(OSError):  # nobody listens: stop all the same
+            os.write(STDERR, line.encode())  # sys.stderr may be in the middle of a write: it is not reentrant
 
     @classmethod
     def on_signals(cls) -> Stop:

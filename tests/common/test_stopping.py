@@ -46,3 +46,16 @@ def test_stop_is_not_asked_at_first() -> None:
     stop.request(signal.SIGTERM)
     assert stop.asked
     assert stop.signal_name == "SIGTERM"
+
+
+def test_stop_may_be_asked_in_the_middle_of_a_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Busy:
+        """A stream that a signal has caught in `write`: entering it again is an error."""
+
+        def write(self, text: str) -> None:
+            raise RuntimeError("reentrant call")
+
+    monkeypatch.setattr(sys, "stderr", Busy())
+    stop = Stop()
+    stop.request(signal.SIGINT)
+    assert stop.asked
