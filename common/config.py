@@ -27,7 +27,14 @@ def parse_count(value: Any) -> Any:
     return int(number) if number.is_finite() and number == int(number) else value
 
 
-Count = Annotated[int, BeforeValidator(parse_count)]
+def refuse_bool(value: Any) -> Any:
+    """`value`, unless it is true or false, which the type check would take for 1 and 0."""
+    if isinstance(value, bool):
+        raise ValueError("a number is needed, not true or false")
+    return value
+
+
+Count = Annotated[int, BeforeValidator(parse_count), BeforeValidator(refuse_bool)]
 
 
 class Settings(BaseModel):
@@ -65,11 +72,13 @@ def read_toml(path: Path) -> dict[str, Any]:
     """The parsed file.
 
     Raises:
-        ConfigError: missing or not TOML.
+        ConfigError: missing, not to be read, or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file.") from None
-    except tomllib.TOMLDecodeError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None

@@ -12,7 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from common.errors import GranaryError
+from common.errors import GranaryError, StoreError
 from common.files import finite
 from common.stopping import Stop
 
@@ -27,6 +27,11 @@ def run_command(command: click.Command, stop: Stop) -> None:
     except GranaryError as error:
         click.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a file that cannot be had is the user's to settle; an error without one is a bug
+        if error.filename is None:
+            raise
+        click.echo(f"StoreError: {error.filename}: {error.strerror}", err=True)
+        sys.exit(StoreError.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -80,3 +80,16 @@ def test_read_toml_reads_and_names_bad_files(tmp_path: Path) -> None:
         read_toml(path)
     with pytest.raises(ConfigError, match=r"none\.toml: no such file"):
         read_toml(tmp_path / "none.toml")
+
+
+def test_build_refuses_true_for_a_count() -> None:
+    with pytest.raises(ConfigError, match="tokens = True: a number is needed, not true or false"):
+        build(Example, {"model": "x", "tokens": True}, "test")
+
+
+def test_read_toml_names_a_folder_and_bytes_that_are_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r": cannot be read \(Is a directory\)\."):
+        read_toml(tmp_path)
+    (tmp_path / "run.toml").write_bytes(b'model = "caf\xe9"\n')
+    with pytest.raises(ConfigError, match=r"run\.toml: not valid TOML: "):
+        read_toml(tmp_path / "run.toml")

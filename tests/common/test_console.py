@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import click
 import pytest
@@ -113,3 +114,17 @@ def test_progress_draws_plain_lines_rarely_and_the_last_always(
     progress.update(60, "too early again")
     progress.close(200, "done")
     assert capsys.readouterr().err == "harvest  25 % · 5 tok/s · 30 s left\nharvest 100 % · done\n"
+
+
+def test_run_command_names_the_file_that_cannot_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @click.command()
+    def command() -> None:
+        tmp_path.read_bytes()
+
+    monkeypatch.setattr("sys.argv", ["x"])
+    with pytest.raises(SystemExit) as leaving:
+        run_command(command, Stop())
+    assert leaving.value.code == 3
+    assert capsys.readouterr().err == f"StoreError: {tmp_path}: Is a directory\n"
