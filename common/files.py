@@ -56,6 +56,14 @@ def sync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Create `path` and the levels above it that are missing, durably: a new folder is a line in its parent."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Put `data` at `path`, durably and all at once; a reader sees the old file or the new one.
 
@@ -64,7 +72,7 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     """
     aside = path.with_name(path.name + ASIDE)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
@@ -123,7 +131,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     Raises:
         StoreError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

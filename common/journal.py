@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from common.files import canonical_json, crc32c, disk_error, write_file
+from common.files import canonical_json, crc32c, disk_error, sync_folder, write_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +114,8 @@ class Journal:
                 os.ftruncate(descriptor, self._whole_bytes)
                 _write_all(descriptor, data, self._whole_bytes)
                 os.fsync(descriptor)
+                if not self._whole_bytes:
+                    sync_folder(self.path.parent)  # the file itself is new
             except OSError:
                 os.ftruncate(descriptor, self._whole_bytes)
                 raise
@@ -126,10 +128,14 @@ class Journal:
         for entry in entries:
             self.entries[entry.array, entry.chunk] = entry
 
+    def forget(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Take the named chunks for not committed; the file keeps their lines until newer ones or a `rewrite`."""
+        for key in keys:
+            self.entries.pop(key, None)
+
     def rewrite(self, drop: Iterable[tuple[str, int]] = ()) -> None:
         """Write the journal anew without the named chunks and without damaged or superseded lines."""
-        for key in drop:
-            self.entries.pop(key, None)
+        self.forget(drop)
         data = b"".join(entry.to_line() for entry in self._in_order())
         write_file(self.path, data)
         self._whole_bytes, self.torn_bytes, self.damaged_lines = len(data), 0, []

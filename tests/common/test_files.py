@@ -25,6 +25,7 @@ from common.files import (
     exclusive,
     fingerprint,
     finite,
+    make_folder,
     read_json,
     write_file,
     write_json,
@@ -149,3 +150,13 @@ def test_exclusive_refuses_a_second_process_and_ends_with_the_first(tmp_path: Pa
             return False
 
     wait_for(free, 10)
+
+
+def test_make_folder_syncs_the_parent_of_each_new_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(files, "sync_folder", synced.append)
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert (tmp_path / "a" / "b" / "c").is_dir()
+    assert synced == [tmp_path, tmp_path / "a", tmp_path / "a" / "b"]
+    make_folder(tmp_path / "a" / "b" / "c")
+    assert len(synced) == 3

@@ -109,3 +109,22 @@ def test_journal_append_to_a_full_disk_commits_nothing(path: Path, monkeypatch: 
     assert ("tokens", 3) not in journal.entries
     journal.append([entry(4)])
     assert sorted(chunk for _, chunk in Journal(path).entries) == [0, 1, 2, 4]
+
+
+def test_journal_that_is_new_is_synced_into_its_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(module, "sync_folder", synced.append)
+    journal = Journal(tmp_path / "journal.jsonl")
+    journal.append([entry(0)])
+    journal.append([entry(1)])
+    assert synced == [tmp_path]
+
+
+def test_journal_forget_leaves_the_file_alone(path: Path) -> None:
+    whole = path.read_bytes()
+    journal = Journal(path)
+    journal.forget([("tokens", 1), ("tokens", 99)])
+    assert sorted(chunk for _, chunk in journal.entries) == [0, 2]
+    assert path.read_bytes() == whole
+    journal.append([entry(1, "ffffffff")])
+    assert Journal(path).entries["tokens", 1].crc32c == "ffffffff"
