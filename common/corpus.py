@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from common.errors import ConfigError, DataError, nearest
 from common.files import file_sha256, fingerprint
+from common.models import hub_answers
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 HELD_OUT_ONE_IN = 16
@@ -139,7 +140,10 @@ class LocalCorpus:
 
     def identity(self) -> dict[str, Any]:
         base = self.path if self.path.is_dir() else self.path.parent
-        files = [[file.relative_to(base).as_posix(), file_sha256(file)] for file in self._files()]
+        try:
+            files = [[file.relative_to(base).as_posix(), file_sha256(file)] for file in self._files()]
+        except OSError as error:
+            raise ConfigError(f"--corpus {error.filename}: cannot be read ({error.strerror}).") from None
         return {
             "name": self.path.name,
             "content": fingerprint(files),
@@ -211,6 +215,8 @@ class HubCorpus:
     def identity(self) -> dict[str, Any]:
         from huggingface_hub import HfApi
 
+        if not hub_answers():
+            raise self._unreachable(ConnectionError("the hub does not answer"))
         try:
             revision = HfApi().dataset_info(self.options.name, revision=self.options.revision, timeout=10).sha
         except Exception as error:

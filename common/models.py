@@ -153,13 +153,13 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
 
 
 def _find_hub_model(name: str, revision: str | None) -> ModelSource:
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     location = SHORT_NAMES.get(name.lower(), name)
     cached = try_to_load_from_cache(location, "config.json", revision=revision)
     if isinstance(cached, str):  # …/snapshots/<commit>/config.json
         return ModelSource(name, location, Path(cached).parent.name, None)
-    if constants.HF_HUB_OFFLINE or not _hub_answers():
+    if not hub_answers():
         raise ConfigError(
             f"--model {name}: not a local folder, not in the hub cache, and the hub cannot be reached. "
             "Give the folder of a model saved by transformers, or --model demo."
@@ -180,13 +180,21 @@ def _find_hub_model(name: str, revision: str | None) -> ModelSource:
         raise ConfigError(f"--model {name}: the hub did not answer ({type(error).__name__}).") from None
 
 
-def _hub_answers(timeout_s: float = 3.0) -> bool:
-    """Whether the hub's host takes a connection: decides in seconds what its client retries for minutes."""
+def hub_answers(timeout_s: float = 3.0) -> bool:
+    """Whether the hub's host, or the proxy to it, takes a connection; false when HF_HUB_OFFLINE is set.
+
+    Decides in seconds what the hub's client retries for minutes.
+    """
     from urllib.parse import urlparse
+    from urllib.request import getproxies, proxy_bypass
 
     from huggingface_hub import constants
 
+    if constants.HF_HUB_OFFLINE:
+        return False
     address = urlparse(constants.ENDPOINT)
+    if not proxy_bypass(address.hostname or ""):
+        address = urlparse(getproxies().get(address.scheme, constants.ENDPOINT))
     port = address.port or (80 if address.scheme == "http" else 443)
     try:
         with socket.create_connection((address.hostname or "", port), timeout=timeout_s):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
+import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common import corpus
 from common.corpus import CorpusOptions, LocalCorpus, StdlibCorpus, open_corpus, stdlib_documents
 from common.errors import ConfigError, DataError
 
@@ -61,8 +65,8 @@ def test_corpus_folder_holds_every_text_under_it_in_an_order_of_the_seed(folder:
 
 @pytest.mark.parametrize("start", [0, 1, 3, 7, 9])
 def test_corpus_documents_from_a_start_equal_skipping(folder: Path, start: int) -> None:
-    corpus = open_corpus(CorpusOptions(name=str(folder)))
-    assert list(corpus.documents(start)) == list(corpus.documents())[start:]
+    opened = open_corpus(CorpusOptions(name=str(folder)))
+    assert list(opened.documents(start)) == list(opened.documents())[start:]
 
 
 def test_corpus_identity_follows_content_not_place(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -131,9 +135,9 @@ def test_corpus_folder_without_texts_is_an_error(tmp_path: Path) -> None:
 
 
 def test_corpus_hub_name_offline_fails_in_one_line() -> None:
-    corpus = open_corpus(CorpusOptions(name="nobody/nothing-at-all"))
+    opened = open_corpus(CorpusOptions(name="nobody/nothing-at-all"))
     with pytest.raises(ConfigError, match="neither a local path nor a hub data set that can be reached") as caught:
-        corpus.identity()
+        opened.identity()
     assert "\n" not in str(caught.value)
 
 
@@ -146,10 +150,10 @@ def test_corpus_stdlib_splits_are_disjoint_by_module() -> None:
 
 
 def test_corpus_stdlib_has_a_split_of_its_own_and_no_other() -> None:
-    corpus = open_corpus(CorpusOptions(name="stdlib", split="heldout"))
-    assert isinstance(corpus, StdlibCorpus)
-    every = list(corpus.documents())
-    assert every[2:] == list(corpus.documents(2))
+    opened = open_corpus(CorpusOptions(name="stdlib", split="heldout"))
+    assert isinstance(opened, StdlibCorpus)
+    every = list(opened.documents())
+    assert every[2:] == list(opened.documents(2))
     assert sorted(every) == sorted(text for _, text in stdlib_documents("heldout"))
     with pytest.raises(ConfigError, match=r"no such split\. Did you mean 'heldout'\?"):
         open_corpus(CorpusOptions(name="stdlib", split="held-out"))
@@ -160,3 +164,29 @@ def test_corpus_prefers_a_path_that_exists(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "books" / "x.txt").write_text("here")
     monkeypatch.chdir(tmp_path)
     assert isinstance(open_corpus(CorpusOptions(name="books")), LocalCorpus)
+
+
+def test_corpus_hub_without_network_fails_within_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    with socket.socket() as unused:  # bound, not listening: a connection is refused
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        started = time.monotonic()
+        with pytest.raises(ConfigError, match="the hub does not answer") as caught:
+            next(open_corpus(CorpusOptions(name="nobody/nothing-at-all")).documents())
+    assert time.monotonic() - started < 5  # the hub's client retries for minutes
+    assert "\n" not in str(caught.value)
+
+
+def test_corpus_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.txt").write_text("here")
+
+    def denied(path: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(corpus, "file_sha256", denied)
+    with pytest.raises(ConfigError, match=r"--corpus .*x\.txt: cannot be read \(Permission denied\)\."):
+        open_corpus(CorpusOptions(name=str(tmp_path))).identity()

@@ -227,3 +227,18 @@ def test_load_tokenizer_refuses_one_that_does_not_fit(tiny_model: Path, tmp_path
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"--tokenizer .*: cannot be loaded \("):
         load_tokenizer(find_model(str(tiny_model)), 260, str(tmp_path))
+
+
+def test_hub_answers_when_the_proxy_to_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://hub.invalid")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    with socket.socket() as proxy:
+        proxy.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        assert not models.hub_answers()  # bound, not listening
+        proxy.listen()
+        assert models.hub_answers()
