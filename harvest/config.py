@@ -11,6 +11,8 @@ from common.config import Count, Settings
 from common.corpus import CorpusOptions
 from common.errors import ConfigError
 
+CACHE = Path("cache")  # where stores go unless told
+
 
 class HarvestConfig(Settings):
     """One harvest. Every field is an option of `harvest run` (underscores become dashes)."""
@@ -38,7 +40,7 @@ class HarvestConfig(Settings):
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type the model computes in; auto: float32 on a CPU, bfloat16 on a GPU."
     )
-    device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
     batch_size: Count = Field(32, gt=0, description="Sequences per forward pass; halved when memory runs out.")
     chunk_sequences: Count | None = Field(
         None, gt=0, description="Sequences per chunk; default: chunks of about 64 MiB."
@@ -82,4 +84,4 @@ class HarvestConfig(Settings):
         """Where the store goes: `--out`, or `cache/<model>.zarr`."""
         if self.out is not None:
             return self.out if self.out.suffix == ".zarr" else self.out.with_name(self.out.name + ".zarr")
-        return Path("cache") / f"{Path(self.model).name}.zarr"
+        return CACHE / f"{Path(self.model).name}.zarr"

@@ -68,7 +68,7 @@ class Forward:
         self.chunk_sequences, self.context = chunk_sequences, context
         self.batch_size = min(batch_size, chunk_sequences)
         self.cuda = model.device.type == "cuda"
-        self.copies = torch.cuda.Stream() if self.cuda else None
+        self.copies = torch.cuda.Stream(model.device) if self.cuda else None
 
     def new_buffer(self) -> ChunkBuffer:
         """Memory for one chunk at all hooks."""
@@ -132,7 +132,7 @@ class Forward:
                 target.acts[start : start + real] = values
                 target.norms[start : start + real] = norms
                 return
-            self.copies.wait_stream(torch.cuda.current_stream())
+            self.copies.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self.copies):
                 target.acts[start : start + real].copy_(values, non_blocking=True)
                 target.norms[start : start + real].copy_(norms, non_blocking=True)

@@ -22,7 +22,8 @@ import torch
 
 from common.config import build
 from common.console import Progress, format_bytes, format_seconds, say
-from common.corpus import Corpus, open_corpus
+from common.corpus import TEXT_SUFFIXES, Corpus, open_corpus
+from common.device import resolve_device
 from common.dtypes import NUMPY
 from common.errors import ConfigError, DataError, Interrupted, StoreError
 from common.files import ASIDE, exclusive, fingerprint
@@ -45,6 +46,7 @@ from harvest.tokenize import Cursor, Packer
 from harvest.writer import Job, Writers
 
 CHUNK_BYTES = 64 * 2**20
+BUILT_IN = ("demo", "stdlib", "bytes")
 CHUNK_MULTIPLE = 16  # sequences: keeps chunk files whole pages, so that several can be mapped as one
 
 
@@ -116,16 +118,24 @@ def make_plan(config: HarvestConfig) -> Plan:
 
     Raises:
         ConfigError: model, hook or corpus cannot be had.
+        StoreError: a file lies where the store should be.
     """
     path = config.store_path()
+    if path.is_file():
+        raise StoreError(f"{path}: a file, not a store. Choose another --out.")
     existing = Store.open(path) if (path / "zarr.json").exists() else None
+    if existing and "tokens" not in config.model_fields_set:
+        config = config.model_copy(update={"tokens": existing.n_sequences * existing.context})
     corpus = open_corpus(config.corpus_options())
+    texts = corpus.identity()  # before the model, which takes longer to load than texts take to be missed
     source = find_model(config.model, config.revision)
     device = resolve_device(config.device)
     model_dtype = config.model_dtype
     if model_dtype == "auto":
-        model_dtype = existing.identity["model_dtype"] if existing else ("float32" if device == "cpu" else "bfloat16")
-    model = load_model(source, device, model_dtype, config.tokenizer)
+        model_dtype = (
+            existing.identity["model_dtype"] if existing else ("float32" if device.type == "cpu" else "bfloat16")
+        )
+    model = load_model(source, str(device), model_dtype, config.tokenizer)
     limit = getattr(model.bridge.cfg, "n_ctx", None)
     if limit and config.context > limit:
         raise ConfigError(f"--context {config.context}: {config.model} takes at most {limit} tokens.")
@@ -138,7 +148,7 @@ def make_plan(config: HarvestConfig) -> Plan:
         "model": source.identity(),
         "model_dtype": model_dtype,
         "tokenizer": model.tokenizer.identity(),
-        "corpus": corpus.identity(),
+        "corpus": texts,
         "packing": config.packing,
         "context": config.context,
         "bos": config.bos and model.tokenizer.bos is not None,
@@ -149,19 +159,6 @@ def make_plan(config: HarvestConfig) -> Plan:
     }
     held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
     return Plan(config, path, model, corpus, widths, held, identity, -(-config.tokens // config.context))
-
-
-def resolve_device(device: str) -> str:
-    """`auto` is a GPU when there is one; a device that is not there is an error."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = device.split(":")[0]
-    if kind == "cpu":
-        return device
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, False):
-        raise ConfigError(f"--device {device}: not on this machine. Use --device cpu.")
-    return device
 
 
 def measure_widths(model: LanguageModel, hooks: list[str]) -> dict[str, int]:
@@ -199,6 +196,7 @@ def harvest(config: HarvestConfig, stop: Stop) -> Outcome:
     plan = make_plan(config)
     check_room(plan)
     with exclusive(plan.path, "store"):
+        before = Store.open(plan.path).header if (plan.path / "zarr.json").exists() else None
         store = prepare_store(plan)
         started = time.monotonic()
         try:
@@ -206,6 +204,9 @@ def harvest(config: HarvestConfig, stop: Stop) -> Outcome:
         except DataError:
             if not store.journal.entries:
                 shutil.rmtree(plan.path)  # no text at all: leave nothing behind
+            elif before is not None:
+                store.header = before  # an extension that there is no text for: as long as it was
+                store.write_metadata()
             raise
         tokenised = time.monotonic()
         return forward(plan, store, stop, missing_chunks(store), tokenised - started)
@@ -294,6 +295,7 @@ def sequences_to_hold(plan: Plan, store: Store) -> int:
 def new_header(plan: Plan) -> dict[str, Any]:
     """The root attributes of a new store."""
     settings = plan.config.model_dump(mode="json", exclude={"layer", "hook", "tokens", "out", "batch_size"})
+    settings |= {key: from_anywhere(settings[key]) for key in ("model", "corpus", "tokenizer")}
     return {
         "identity": plan.identity,
         "n_sequences": plan.n_sequences,
@@ -303,6 +305,14 @@ def new_header(plan: Plan) -> dict[str, Any]:
         "n_layers": plan.model.n_layers,
         "settings": settings | {"batch_size": None},
     }
+
+
+def from_anywhere(name: str | None) -> str | None:
+    """A local path as one that holds in any folder; hub and built-in names as they are."""
+    if name is None or name in BUILT_IN:
+        return name
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_dir() or path.suffix in TEXT_SUFFIXES else name
 
 
 def hook_header(store: Store, plan: Plan, hook: str) -> dict[str, Any]:
@@ -554,6 +564,8 @@ def dry_run(config: HarvestConfig) -> dict[str, Any]:
     plan.model.capture(tokens, list(plan.widths))
     started = time.monotonic()
     plan.model.capture(tokens, list(plan.widths))
+    if plan.model.device.type == "cuda":
+        torch.cuda.synchronize(plan.model.device)
     rate = batch * config.context / (time.monotonic() - started)
     total = plan.n_sequences * config.context
     return {

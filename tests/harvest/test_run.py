@@ -266,7 +266,7 @@ def test_harvest_of_another_hook_counts_the_hooks_that_are_there(
         ({"context": 256, "tokens": 2560}, r"--context 256: .* takes at most 128 tokens"),
         ({"layer": (3,)}, r"layer 3, but .* has layers 0 to 2"),
         ({"hook": ("blocks.1.hook_resid_pots",)}, r"Did you mean 'blocks\.1\.hook_resid_post'\?"),
-        ({"device": "warp"}, r"--device warp: not on this machine\. Use --device cpu\."),
+        ({"device": "warp"}, r"--device warp: not on this machine\. There is: cpu"),
     ],
 )
 def test_harvest_names_what_cannot_be(
@@ -425,3 +425,53 @@ def test_model_is_loaded_once_per_harvest(
     monkeypatch.setattr(module, "load_model", counted)
     go(small(tiny_model, texts, tmp_path / "x.zarr"))
     assert len(loads) == 1
+
+
+# ---- an extension that cannot be ------------------------------------------------------------------------------
+
+
+def test_harvest_extension_that_the_corpus_cannot_fill_leaves_the_store_as_it_was(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "x.txt").write_text("a" * 1000)  # 32 sequences of 32
+    config = small(tiny_model, tmp_path / "x.txt", tmp_path / "x.zarr", tokens=640)  # 20: the second chunk has 4
+    go(config)
+    store, metadata = Store.open(config.store_path()), metadata_files(config.store_path())
+    before = {array: store.rows(array, 0, 20).tobytes() for array in (TOKENS, DOCUMENTS, acts_array(HOOK))}
+    with pytest.raises(DataError, match="it ran dry at 1,024 tokens, --tokens asked for 1,600"):
+        go(config.model_copy(update={"tokens": 1600, "layer": (1, 2)}))
+    after = metadata_files(config.store_path())
+    assert {name: after[name] for name in metadata} == metadata
+    store = Store.open(config.store_path())
+    assert {array: store.rows(array, 0, 20).tobytes() for array in before} == before
+    assert store.usable_chunks(HOOK) == [0, 1]
+    assert list(store.problems()) == []
+    assert go(config).tokens_harvested_now == 0
+
+
+def test_harvest_without_tokens_keeps_the_length_of_the_store(
+    finished: Path, tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "x.zarr")
+    sizes = {"context": 32, "chunk_sequences": 16, "batch_size": 8}
+    places = {"model": str(tiny_model), "corpus": str(texts), "out": tmp_path / "x.zarr"}
+    outcome = go(build(HarvestConfig, places | sizes | {"layer": (2,), "device": "cpu"}, "test"))
+    assert (outcome.sequences, outcome.tokens_harvested_now) == (50, 1600)
+    assert sorted(outcome.hooks) == [HOOK, "blocks.2.hook_resid_post"]
+
+
+def test_harvest_never_takes_a_file_for_a_store(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.zarr").write_text("mine")
+    with pytest.raises(StoreError, match=r"x\.zarr: a file, not a store\. Choose another --out\."):
+        go(small(tiny_model, texts, tmp_path / "x.zarr"))
+    assert (tmp_path / "x.zarr").read_text() == "mine"
+
+
+def test_from_anywhere_keeps_names_that_are_no_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "books").mkdir()
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    names = ["gpt2", "a/b", "demo", "stdlib", "bytes", None]
+    assert [module.from_anywhere(name) for name in names] == names
+    assert module.from_anywhere("books") == str(tmp_path / "books")
+    assert module.from_anywhere("books/x.txt") == str(tmp_path / "books" / "x.txt")
