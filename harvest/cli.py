@@ -10,10 +10,10 @@ import click
 
 from common.config import build
 from common.console import emit_json, format_bytes, say, table
-from common.errors import GranaryError, StoreError
+from common.errors import ConfigError, GranaryError, StoreError
 from common.options import options_from
 from common.store import Problem, Store
-from harvest.config import HarvestConfig
+from harvest.config import CACHE, HarvestConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -88,7 +88,7 @@ def verify(stop: Any, path: Path, repair: bool, as_json: bool) -> None:
     from harvest.verify import repair as mend
     from harvest.verify import verify as check
 
-    report = mend(path, stop) if repair else check(path)
+    report = mend(path, stop) if repair else check(path, stop)
     if as_json:
         emit_json(dataclasses.asdict(report))
     else:
@@ -106,12 +106,14 @@ def count(problems: list[Problem]) -> str:
 
 
 @cli.command(name="list")
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("cache"))
+@click.argument("folder", type=click.Path(path_type=Path), default=CACHE)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 def list_stores(folder: Path, as_json: bool) -> None:
     """List the stores under FOLDER (default: cache)."""
     from harvest.info import describe
 
+    if folder != CACHE and not folder.is_dir():
+        raise ConfigError(f"{folder}: no such folder.")
     stores = []
     for path in sorted(folder.rglob("*.zarr/zarr.json")):
         try:

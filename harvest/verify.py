@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.console import say
+from common.errors import Interrupted
 from common.files import exclusive
 from common.stopping import Stop
 from common.store import Problem, Store
@@ -27,9 +28,25 @@ class Report:
     missing: int
 
 
-def verify(path: Path) -> Report:
-    """Check every committed chunk: present, whole, checksum, finite, token ids in range; and the journal itself."""
-    store = Store.open(path)
+class StoppableStore(Store):
+    """A store whose checks ask before each chunk whether to go on."""
+
+    stop: Stop
+
+    def check_size(self, array: str, chunk: int) -> str | None:
+        if self.stop.asked:
+            raise Interrupted(f"stopped by {self.stop.signal_name} while checking; run the same command again.")
+        return super().check_size(array, chunk)
+
+
+def verify(path: Path, stop: Stop) -> Report:
+    """Check every committed chunk: present, whole, checksum, finite, token ids in range; and the journal itself.
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    store = StoppableStore.open(path)
+    store.stop = stop
     return Report(list(store.problems()), len(store.journal.entries), count_missing(store))
 
 
@@ -41,28 +58,33 @@ def repair(path: Path, stop: Stop) -> Report:
     """Harvest the damaged chunks again, with the model and texts that made them, then verify once more.
 
     Raises:
-        StoreError: the model or the corpus is no longer what made the store.
+        StoreError: the model or the corpus is no longer what made the store, or another process writes it.
+        Interrupted: asked to stop; the next repair finds what is left.
     """
-    store = Store.open(path)
-    problems = list(store.problems())
-    if problems:
-        with exclusive(path, "store"):
-            mend(store, problems, stop)
-    return verify(path)
+    Store.open(path)  # nothing there: leave no lock file
+    with exclusive(path, "store"):
+        problems = verify(path, stop).problems
+        if problems:
+            mend(Store.open(path), problems, stop)
+    return verify(path, stop)
 
 
 def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
-    """Drop what is damaged from the journal, then do just those chunks again."""
+    """Take what is damaged for not harvested, and do just those chunks again.
+
+    The journal file keeps its damaged lines to the end, so that a repair that is killed forgets no damage.
+    """
     plan = plan_for_repair(store)
     damaged = {(problem.array, problem.chunk) for problem in problems if problem.chunk is not None}
     damaged |= lost_chunks(store)
     before = {key: store.journal.entries[key].crc32c for key in damaged if key in store.journal.entries}
-    store.journal.rewrite(drop=damaged)
+    store.journal.forget(damaged)
     chunks = {chunk for _, chunk in damaged}
     tokenise(plan, store, stop, only=chunks)
     todo = {chunk: hooks for chunk, hooks in missing_chunks(store).items() if chunk in chunks}
     if todo:
         forward(plan, store, stop, todo, 0.0)
+    store.journal.rewrite()
     for (array, chunk), old in sorted(before.items()):
         if store.journal.entries[array, chunk].crc32c != old:
             say(f"{store.path} {array} chunk {chunk}: repaired, but this machine computes other bytes than before")

@@ -63,6 +63,8 @@ def test_cli_list_shows_every_store_below_and_names_what_is_none(
 ) -> None:
     empty = warm.run(["harvest", "list", "--json"], tmp_path)
     assert (empty.code, json.loads(empty.out)) == (0, [])
+    missing = warm.run(["harvest", "list", "nowhere"], tmp_path)
+    assert (missing.code, missing.err) == (2, "ConfigError: nowhere: no such folder.\n")
     shutil.copytree(shared_store, tmp_path / "cache" / "deep" / "one.zarr")
     shutil.copytree(shared_store, tmp_path / "cache" / "two.zarr")
     (tmp_path / "cache" / "foreign.zarr").mkdir()

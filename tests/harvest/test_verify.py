@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import DataError, StoreError
+from common.errors import DataError, Interrupted, StoreError
+from common.files import exclusive
 from common.stopping import Stop
 from common.store import SUMMARY, TOKENS, Store, acts_array, norms_array, partial_array
+from harvest import verify as module
 from harvest.run import harvest
 from harvest.verify import repair, verify
 from tests.conftest import HOOK, harvest_config
@@ -121,7 +123,7 @@ DAMAGE: list[Callable[[Path], list[str]]] = [
 
 
 def test_verify_of_a_whole_store_finds_nothing(shared_store: Path) -> None:
-    report = verify(shared_store)
+    report = verify(shared_store, Stop())
     assert (report.problems, report.missing) == ([], 0)
     assert report.checked == 8 * 5  # tokens, documents, activations, norms, partial sums
 
@@ -131,14 +133,14 @@ def test_verify_names_the_damage_and_repair_gives_the_same_bytes(
     damage: Callable[[Path], list[str]], copy: Path, shared_store: Path
 ) -> None:
     expected = damage(copy)
-    found = [str(problem) for problem in verify(copy).problems]
+    found = [str(problem) for problem in verify(copy, Stop()).problems]
     assert len(found) == len(expected), found
     for problem, start in zip(found, expected, strict=True):
         assert problem.startswith(start)
     report = repair(copy, Stop())
     assert (report.problems, report.missing) == ([], 0)
     assert unequal(copy, shared_store) == []
-    assert verify(copy).problems == []
+    assert verify(copy, Stop()).problems == []
 
 
 def test_repair_touches_only_what_is_damaged(copy: Path) -> None:
@@ -199,7 +201,7 @@ def test_harvest_refuses_tokens_that_do_not_match_their_checksum(tiny_model: Pat
 
 def test_verify_of_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store here"):
-        verify(tmp_path / "x.zarr")
+        verify(tmp_path / "x.zarr", Stop())
 
 
 def test_cli_verify_names_damage_exits_3_and_repairs(warm: WarmServer, copy: Path, shared_store: Path) -> None:
@@ -210,7 +212,7 @@ def test_cli_verify_names_damage_exits_3_and_repairs(warm: WarmServer, copy: Pat
     bad = warm.run(["harvest", "verify", str(copy)], copy.parent)
     assert bad.code == 3
     assert f"{ACTS} chunk 2: checksum " in bad.out
-    assert f"StoreError: {copy}: 1 problems. Run: harvest verify {copy} --repair" in bad.err
+    assert f"StoreError: {copy}: 1 problem. Run: harvest verify {copy} --repair" in bad.err
     record = warm.run(["harvest", "verify", str(copy), "--json"], copy.parent)
     assert record.code == 3
     assert json.loads(record.out)["problems"][0]["array"] == ACTS
@@ -226,3 +228,66 @@ def test_moments_of_a_damaged_store_are_refused(copy: Path) -> None:
         Store.open(copy).moments(HOOK)
     with pytest.raises(DataError):
         Store.open(copy).moments(HOOK, [])
+
+
+@pytest.mark.parametrize(
+    ("damage", "stage", "left"),
+    [
+        (flip_documents_and_activations, "tokenise", {ACTS, "documents"}),
+        (flip_documents_and_activations, "forward", {ACTS}),
+        (damage_line_of_activations, "tokenise", {"journal.jsonl"}),
+        (damage_line_of_activations, "forward", {"journal.jsonl"}),
+    ],
+)
+def test_repair_that_is_killed_forgets_no_damage(
+    damage: Callable[[Path], list[str]],
+    stage: str,
+    left: set[str],
+    copy: Path,
+    shared_store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    damage(copy)
+    monkeypatch.setattr(module, stage, killed)
+    with pytest.raises(KeyboardInterrupt):
+        repair(copy, Stop())
+    monkeypatch.undo()
+    assert {problem.array for problem in verify(copy, Stop()).problems} == left
+    assert repair(copy, Stop()).problems == []
+    assert unequal(copy, shared_store) == []
+
+
+def test_repair_looks_only_when_no_other_process_writes(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[Path] = []
+    monkeypatch.setattr(module, "verify", lambda path, stop: looked.append(path))
+    with exclusive(copy, "store"), pytest.raises(StoreError, match="another process is writing this store"):
+        repair(copy, Stop())
+    assert looked == []
+
+
+def test_repair_of_nothing_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no store here"):
+        repair(tmp_path / "x.zarr", Stop())
+    assert not (tmp_path / "x.zarr").exists()
+
+
+@pytest.mark.parametrize("command", [verify, repair])
+def test_verify_ends_when_asked_to_stop(command: Callable[[Path, Stop], object], copy: Path) -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGTERM while checking"):
+        command(copy, Stop("SIGTERM"))
+
+
+def test_repair_from_another_folder_finds_model_and_texts(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "model").symlink_to(tiny_model)
+    (tmp_path / "texts").symlink_to(texts)
+    monkeypatch.chdir(tmp_path)
+    harvest(harvest_config(Path("model"), Path("texts"), tmp_path / "x.zarr", tokens=4096), Stop())
+    flip_bit(chunk_file(tmp_path / "x.zarr", ACTS, 0))
+    monkeypatch.chdir(tmp_path / "here")
+    assert repair(tmp_path / "x.zarr", Stop()).problems == []
