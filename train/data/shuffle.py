@@ -94,7 +94,16 @@ class Order:
 
     def pool_starts(self, pass_number: int) -> np.ndarray:
         """Windows before each pool of a pass, and all of them at the end: int64 [pools + 1]."""
-        return _pool_starts(self, pass_number)
+        if pass_number not in self._known_starts:
+            counts = dict(zip(self.chunks, self.counts, strict=True))
+            pools = range(self.pools_per_pass)
+            sizes = [sum(counts[chunk] for chunk in self.pool_members(pass_number, pool)) for pool in pools]
+            self._known_starts[pass_number] = np.concatenate([[0], np.cumsum(sizes)])
+        return self._known_starts[pass_number]
+
+    @functools.cached_property
+    def _known_starts(self) -> dict[int, np.ndarray]:
+        return {}  # filled as passes are asked for; their layout never changes
 
     def pieces(self, step: int, n_windows: int) -> Iterator[Piece]:
         """Where the windows of batch number `step` lie; more than one piece where a batch straddles pools."""
@@ -107,12 +116,3 @@ class Order:
             taken = min(left, int(starts[pool + 1]) - within)
             yield Piece(pass_number, pool, start, start + taken)
             position, left = position + taken, left - taken
-
-
-@functools.lru_cache(maxsize=64)
-def _pool_starts(order: Order, pass_number: int) -> np.ndarray:
-    counts = dict(zip(order.chunks, order.counts, strict=True))
-    sizes = [
-        sum(counts[chunk] for chunk in order.pool_members(pass_number, pool)) for pool in range(order.pools_per_pass)
-    ]
-    return np.concatenate([[0], np.cumsum(sizes)])
