@@ -98,7 +98,7 @@ class BatchTopK(SAE):
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Float[Tensor, "B T D"]]) -> dict[str, float]:
         before = float(self.threshold)
-        after = threshold_for((self.pre_activations(x).flatten(0, 1) for x in batches), self.config.k)
+        after = threshold_for((self.pre_activations(x).flatten(0, 1) for x in batches), float(self.config.k))
         self.threshold.fill_(after)
         return {"threshold_average": before, "threshold": after}
 

@@ -101,7 +101,7 @@ def smallest_kept(latents: Float[Tensor, "B T L"]) -> Float[Tensor, ""]:
 
 
 @torch.no_grad()
-def threshold_for(batches: Iterable[Float[Tensor, "N L"]], k: float) -> float:
+def threshold_for(batches: Iterable[Float[Tensor, "_ L"]], k: float) -> float:
     """θ such that ReLU pre-activations above it number `k` per token over all of `batches`.
 
     Halfway between the (k·N)-th largest of all values and the next one. Of each batch only twice the expected

@@ -118,7 +118,7 @@ def test_gradients_of_reconstruction_and_aux_agree_with_finite_differences() -> 
         assert torch.allclose(ours.double(), exact, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("k", [1, 3, 2.5])
+@pytest.mark.parametrize("k", [1.0, 3.0, 2.5])
 def test_threshold_gives_the_l0_asked_for(k: float) -> None:
     batches = [randn(40, 16, seed=seed).relu() for seed in range(5)]
     theta = threshold_for(batches, k)
