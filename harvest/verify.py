@@ -31,7 +31,9 @@ class Report:
 class StoppableStore(Store):
     """A store whose checks ask before each chunk whether to go on."""
 
-    stop: Stop
+    def __init__(self, store: Store, stop: Stop) -> None:
+        super().__init__(store.path, store.header)
+        self.stop = stop
 
     def check_size(self, array: str, chunk: int) -> str | None:
         if self.stop.asked:
@@ -45,8 +47,7 @@ def verify(path: Path, stop: Stop) -> Report:
     Raises:
         Interrupted: asked to stop.
     """
-    store = StoppableStore.open(path)
-    store.stop = stop
+    store = StoppableStore(Store.open(path), stop)
     return Report(list(store.problems()), len(store.journal.entries), count_missing(store))
 
 
