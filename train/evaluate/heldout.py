@@ -13,6 +13,8 @@ from train.data.batch import Batch
 from train.saes.base import SAE
 
 DENSE_ABOVE = 0.1
+SMALL_NORM = 1e-4  # below it a ratio of norms says nothing (spec §1.3)
+NO_VARIANCE = 1e-10
 
 HELDOUT_METRICS = {
     "tokens": "held-out tokens evaluated",
@@ -20,7 +22,7 @@ HELDOUT_METRICS = {
     "nmse": "E‖x − x̂‖² / E‖x‖²",
     "mse": "E‖x − x̂‖², summed over dimensions",
     "cosine": "mean of x·x̂ / (‖x‖‖x̂‖)",
-    "l2_ratio": "mean of ‖x̂‖ / ‖x‖: below 1 is shrinkage",
+    "l2_ratio": "mean of ‖x̂‖ / ‖x‖ (over 1 where ‖x‖ < 1e-4): below 1 is shrinkage",
     "l0": "mean number of latents above 0",
     "l1": "mean sum of latents, raw units",
     "dead_share": "share of latents that never fire on these tokens",
@@ -53,17 +55,16 @@ def evaluate_heldout(sae: SAE, batches: Iterable[Batch]) -> dict[str, Any]:
         add("x2", x.square().sum())
         add("x", x.sum(0))
         add("cosine", ((x * reconstruction).sum(-1) / (norm_x * norm_r).clamp_min(1e-30)).sum())
-        add("l2_ratio", (norm_r / norm_x.clamp_min(1e-30)).sum())
+        add("l2_ratio", (norm_r / norm_x.masked_fill(norm_x < SMALL_NORM, 1.0)).sum())
         add("l0", (latents > 0).sum())
         add("l1", latents.double().sum())
         fired += (latents > 0).sum(0).double().cpu()
         tokens += len(x)
     if not tokens:
         raise DataError("there is no held-out token to evaluate on. Harvest more, or raise --held-out.")
-    variance = sums["x2"] / tokens - (sums["x"] / tokens).square().sum()
     return {
         "tokens": tokens,
-        "explained_variance": float(1 - sums["error2"] / tokens / variance),
+        "explained_variance": explained_variance(sums, tokens),
         "nmse": float(sums["error2"] / sums["x2"]),
         "mse": float(sums["error2"] / tokens),
         "cosine": float(sums["cosine"] / tokens),
@@ -73,3 +74,12 @@ def evaluate_heldout(sae: SAE, batches: Iterable[Batch]) -> dict[str, Any]:
         "dead_share": float((fired == 0).double().mean()),
         "dense_share": float((fired > DENSE_ABOVE * tokens).double().mean()),
     }
+
+
+def explained_variance(sums: dict[str, Tensor], tokens: int) -> float:
+    """1 − E‖x − x̂‖² / Var x; where nothing varies, 1 if nothing is left over and else 0."""
+    error = float(sums["error2"] / tokens)
+    variance = float(sums["x2"] / tokens - (sums["x"] / tokens).square().sum())
+    if variance < NO_VARIANCE:
+        return 1.0 if error < NO_VARIANCE else 0.0
+    return 1 - error / variance

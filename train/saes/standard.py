@@ -69,7 +69,7 @@ class Standard(SAE):
     ) -> Output:
         latents = masked(self.codes(x), valid, n_valid)
         reconstruction = (latents @ self.W_dec).float() + self.b_dec
-        sizes = (latents @ self.W_dec.norm(dim=-1)).sum() / n_valid
+        sizes = (latents.sum((0, 1)) * self.W_dec.norm(dim=-1)).sum() / n_valid  # no product: it stays float32
         parts = {
             "reconstruction": reconstruction_loss(x, reconstruction, valid, n_valid),
             "sparsity": self.l1_weight.clone() * ramp(clock, WARMUP) * sizes,

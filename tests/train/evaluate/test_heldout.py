@@ -97,6 +97,22 @@ def test_the_mean_explains_nothing() -> None:
     assert (got["l0"], got["dead_share"]) == (0, 1)
 
 
+def test_where_nothing_varies_explained_variance_is_all_or_nothing() -> None:
+    x, valid = torch.full((4, 1, D), 2.0), torch.ones(4, 1, dtype=torch.bool)
+    identity, off = fixed(torch.eye(D), torch.zeros(D)), fixed(torch.eye(D), torch.full((D,), 0.1))
+    assert evaluate_heldout(identity, batches_of(x, valid))["explained_variance"] == 1
+    assert evaluate_heldout(off, batches_of(x, valid))["explained_variance"] == 0
+
+
+def test_the_ratio_of_norms_is_over_one_where_the_input_is_almost_zero() -> None:
+    x = torch.zeros(2, 1, D)
+    x[1, 0, 0] = 2.0  # reconstructed as a vector of length 5: 5/2; the zero vector as 3: 3/1
+    b_dec = torch.zeros(D)
+    b_dec[0] = 3.0
+    got = evaluate_heldout(fixed(torch.eye(D), b_dec), batches_of(x, torch.ones(2, 1, dtype=torch.bool)))
+    assert got["l2_ratio"] == pytest.approx((3 + 5 / 2) / 2)
+
+
 def test_no_held_out_token_is_refused() -> None:
     x, valid = example()
     with pytest.raises(DataError, match="no held-out token"):
