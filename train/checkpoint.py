@@ -70,9 +70,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint and check every hash.
 
     Raises:
-        StoreError: a file is missing or does not match the manifest.
+        StoreError: a file is missing or does not match the manifest, or another version wrote it.
     """
     manifest = read_json(path / MANIFEST)
+    if manifest["format"] != FORMAT:
+        raise StoreError(f"{path}: format {manifest['format']} of checkpoints; this version reads {FORMAT}.")
     tensors = {}
     for name, expected in manifest["files"].items():
         file = path / name

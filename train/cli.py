@@ -97,8 +97,16 @@ def report(outcome: Any, as_json: bool) -> None:
 @click.option("--cache", type=click.Path(path_type=Path), help="Where the store is now, if it has moved.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, …")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+@click.pass_obj
 def evaluate(
-    runs: tuple[Path, ...], suite: str, max_tokens: str | None, cache: Path | None, device: str, as_json: bool
+    stop: Any,
+    /,
+    runs: tuple[Path, ...],
+    suite: str,
+    max_tokens: str | None,
+    cache: Path | None,
+    device: str,
+    as_json: bool,
 ) -> None:
     """Evaluate trained SAEs on held-out documents; RUNS are run or learner folders.
 
@@ -108,7 +116,7 @@ def evaluate(
     """
     from train.evaluate.command import evaluate_runs
 
-    results = evaluate_runs(list(runs), suite, max_tokens, cache, device)
+    results = evaluate_runs(list(runs), suite, max_tokens, cache, device, stop)
     if as_json:
         emit_json(results)
         return

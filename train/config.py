@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from common.config import Count, Settings
+
+RESERVED = {"run.toml", "data.json", "status.json", "sae", "checkpoints", "eval"}  # files and folders of a run
 
 
 class DataConfig(Settings):
     """How a store becomes batches."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     hook: str | None = Field(None, description="Hook to train on; needed when the store has several.")
     held_out: float = Field(0.02, ge=0, lt=1, description="Share of documents kept for evaluation, never trained on.")
@@ -26,6 +30,8 @@ class DataConfig(Settings):
 
 class LearnerConfig(Settings):
     """One variant being trained: what is common to all variants; the variant's own settings are in `options`."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -44,6 +50,13 @@ class LearnerConfig(Settings):
     warmup_share: float = Field(0.05, ge=0, le=1, description="Share of the steps (at most 1,000) of linear warm-up.")
     decay_share: float = Field(0.2, ge=0, le=1, description="Share of the steps, at the end, of linear decay to 0.")
 
+    @field_validator("name")
+    @classmethod
+    def _name(cls, name: str) -> str:
+        if name.removesuffix(".aside") in RESERVED:
+            raise ValueError("a run folder uses this name itself; choose another")
+        return name
+
 
 class FitConfig(DataConfig):
     """One run: a store, how much of it, and the learners."""
@@ -58,7 +71,7 @@ class FitConfig(DataConfig):
     )
     batch_size: Count = Field(2048, gt=0, description="Tokens per step.")
     seed: int = Field(0, description="Seed of the order of batches, and of the learners' weights unless they say.")
-    device: str = Field("auto", description="cpu, cuda, cuda:1, mps; auto takes a GPU when there is one.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Matrix products; weights, losses and top-k stay float32. auto: bfloat16 on a GPU."
     )

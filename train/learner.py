@@ -15,6 +15,9 @@ from train.saes.base import SAE, Output
 from train.saes.parts import masked
 from train.schedule import Clock, default_lr, lr_factor
 
+JUDGED_STEPS = 10  # explained variance of fewer steps than this ends nobody
+CARRIED = ("steps", "tokens", "x", "x2", "error2")
+
 
 @dataclass
 class Sums:
@@ -35,6 +38,12 @@ class Sums:
         self.values[name] = torch.maximum(self.values[name], value) if name in self.values else value.clone()
 
 
+def explained_variance(sums: dict[str, Tensor]) -> float | None:
+    """From sums over steps; None where nothing varies."""
+    variance = float(sums["x2"]) - float(sums["x"].square().sum()) / float(sums["tokens"])
+    return 1 - float(sums["error2"]) / variance if variance > 0 else None
+
+
 class Learner:
     """A variant, its optimizer and its place in time.
 
@@ -44,6 +53,9 @@ class Learner:
         reason: why it is in this state, one line.
         seconds: wall time of its steps, stops left out.
         last_loss: the last finite total loss, a scalar on the device; NaN before the first step.
+        quiet_steps: [2] on the device: steps with L0 below 1 in a row until now, and at most so far.
+        judged_ev: explained variance over at least `JUDGED_STEPS` steps, from `read_metrics`; None if there is none.
+        best_ev, best_step: of its checkpoints, by held-out explained variance.
     """
 
     def __init__(
@@ -60,7 +72,10 @@ class Learner:
         self.state, self.reason = "running", ""
         self.sums = Sums.empty()
         self.last_loss = torch.full((), torch.nan, device=device, dtype=torch.float64)
+        self.quiet_steps = torch.zeros(2, device=device, dtype=torch.int64)
+        self.judged_ev: float | None = None
         self.best_ev: float | None = None
+        self.best_step: int | None = None
         self.seconds = 0.0
 
     @property
@@ -101,7 +116,10 @@ class Learner:
         self.sums.add("x", kept.sum((0, 1)))
         self.sums.add("x2", kept.square().sum())
         self.sums.add("error2", errors.square().sum())
-        self.sums.add("l0", (latents > 0).sum())
+        active = (latents > 0).sum()
+        self.sums.add("l0", active)
+        quiet = torch.where(active < batch.n_valid, self.quiet_steps[0] + 1, 0)
+        self.quiet_steps = torch.stack([quiet, torch.maximum(quiet, self.quiet_steps[1])])
         self.sums.add("l1", latents.sum())
         self.sums.add("loss", total)
         for name, part in output.parts.items():
@@ -118,13 +136,12 @@ class Learner:
         Loss parts are in scaled units (unit mean squared input norm); l1 is in raw units.
         """
         sums = {name: value.cpu() for name, value in self.sums.values.items()}
-        self.sums = Sums.empty()
         steps, tokens = float(sums["steps"]), float(sums["tokens"])
-        variance = float(sums["x2"]) - float(sums["x"].square().sum()) / tokens
+        self._judge(sums)
         metrics: dict[str, Any] = {
             "step": self.step,
             "loss": float(sums["loss"]) / steps,
-            "explained_variance": 1 - float(sums["error2"]) / variance if variance > 0 else None,
+            "explained_variance": explained_variance(sums),
             "l0": float(sums["l0"]) / tokens,
             "l1": float(sums["l1"]) / tokens / float(self.sae.scale),
             "grad_norm": float(sums["grad_norm"]) / steps,
@@ -136,6 +153,14 @@ class Learner:
                 metrics[f"loss_{rest}" if kind == "part" else rest] = float(value) / steps
         return metrics
 
+    def _judge(self, sums: dict[str, Tensor]) -> None:
+        """Start the sums anew; those that `judged_ev` needs are carried on until they make up `JUDGED_STEPS`."""
+        whole = {name: sums[name] + sums.get(f"carried/{name}", 0) for name in CARRIED}
+        enough = float(whole["steps"]) >= JUDGED_STEPS
+        self.judged_ev = explained_variance(whole) if enough else None
+        carried = {} if enough else {f"carried/{name}": value.to(self.device) for name, value in whole.items()}
+        self.sums = Sums(carried)
+
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
@@ -144,7 +169,7 @@ class Learner:
         for number, parameter in enumerate(self.sae.parameters()):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{number}.{name}"] = torch.as_tensor(value)
-        sums = self.sums.values | {"last_loss": self.last_loss}
+        sums = self.sums.values | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
         return {"weights": dict(self.sae.state_dict()), "optimizer": optimizer, "sums": sums}
 
     def facts(self) -> dict[str, Any]:
@@ -154,6 +179,7 @@ class Learner:
             "state": self.state,
             "reason": self.reason,
             "best_ev": self.best_ev,
+            "best_step": self.best_step,
             "seconds": self.seconds,
         }
 
@@ -166,10 +192,10 @@ class Learner:
             state.setdefault(int(number), {})[name] = value
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
-        self.last_loss = sums.pop("last_loss")
+        self.last_loss, self.quiet_steps = sums.pop("last_loss"), sums.pop("quiet_steps")
         self.sums = Sums(sums)
         self.step, self.state, self.reason = facts["step"], facts["state"], facts["reason"]
-        self.best_ev, self.seconds = facts["best_ev"], facts["seconds"]
+        self.best_ev, self.best_step, self.seconds = facts["best_ev"], facts["best_step"], facts["seconds"]
 
     @property
     def final_loss(self) -> float | None:

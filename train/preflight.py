@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError, DataError, GranaryError
+from common.errors import ConfigError, DataError, GranaryError, StoreError
 from train.checkpoint import newest_whole, save_checkpoint
 from train.config import FitConfig
 from train.data.reader import Batches, DataPlan
@@ -88,20 +88,28 @@ def starting_point(batches: Batches, plan: DataPlan) -> tuple[float, Tensor]:
     return scale, geometric_median(batch.x[batch.valid].float() * scale)
 
 
-def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path) -> None:
+def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path) -> str | None:
     """One step, one evaluation, one checkpoint saved and loaded, on copies in a scratch folder beside the run.
 
+    Returns:
+        Why this learner has diverged in its first step, or None.
+
     Raises:
+        StoreError: the data itself is not finite.
         GranaryError: whatever fails, named after the learner.
     """
     window = learner.sae.window
     trial = Learner(learner.config, copy.deepcopy(learner.sae), learner.n_steps, learner.device, learner.precision)
     try:
         batch = batches.batch(0, config.batch_size // window, window)
+        if not bool(torch.isfinite(batch.x).all()):
+            raise StoreError(
+                f"{config.cache}: the first batch holds values that are not finite. Run: harvest verify {config.cache}"
+            )
         trial.train_step(batch.x.float(), batch, config.batch_size)
-        metrics = trial.read_metrics()
-        if not math.isfinite(metrics["loss"]):
-            raise DataError(f"the loss of the first step is {metrics['loss']}. Run: harvest verify {config.cache}")
+        loss = trial.read_metrics()["loss"]
+        if not math.isfinite(loss):
+            return f"the loss of the first step is {loss}, on data that is finite; look at the learner's settings"
         if config.held_out:
             evaluate_heldout(trial.sae, batches.held_out(window, max_tokens=256))
         with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal-") as scratch:
@@ -110,6 +118,7 @@ def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path
             if found is None:
                 raise ConfigError(f"a checkpoint does not read back: {'; '.join(skipped)}")
             trial.restore(found.tensors, found.facts)
+        return None
     except GranaryError as error:
         raise type(error)(f"learner '{learner.name}': {error}") from None
     except torch.OutOfMemoryError:

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.files import finite, write_file, write_json
+from common.errors import StoreError
+from common.files import finite, read_json, write_file, write_json
 
 
 class Status:
@@ -26,6 +27,11 @@ class Status:
             "learners": {},
             "pid": os.getpid(),
         }
+        try:  # until a run that goes on knows where it stands, what it left is the best answer
+            before = read_json(path)
+        except StoreError:
+            before = {}
+        self.values |= {key: before[key] for key in ("step", "tokens_seen", "last_loss", "learners") if key in before}
 
     def write(self, **values: Any) -> None:
         """Note `values` and the time."""

@@ -47,7 +47,14 @@ def fit_config(
     for text in settings:
         apply_setting(tables, text)
     learners = tuple(learner_config(entry, f"{where}: learner '{entry['name']}'") for entry in tables)
-    return build(FitConfig, values | flags | {"learner": learners}, where)
+    config = build(FitConfig, values | flags | {"learner": learners}, where)
+    return config.model_copy(update={"cache": store_path(config.cache)})
+
+
+def store_path(path: Path) -> Path:
+    """`path`, or `path.zarr` where only that exists."""
+    full = path.with_name(f"{path.name}.zarr") if path.name else path
+    return full if full.exists() and not path.exists() else path
 
 
 def with_names(tables: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
@@ -119,6 +126,8 @@ def learner_config(entry: dict[str, Any], where: str) -> LearnerConfig:
     Raises:
         ConfigError: a key that neither knows, or a value that does not fit.
     """
+    if not isinstance(entry.get("options", {}), dict):
+        raise ConfigError(f"{where}: options = {entry['options']!r}: a table of the variant's own settings is needed.")
     options = dict(entry.get("options", {}))
     common: dict[str, Any] = {}
     known = LEARNER_KEYS | option_keys(entry)
@@ -138,7 +147,7 @@ def saved_config(run: Path, cache: Path | None = None, device: str | None = None
     """The configuration saved in a run folder.
 
     Raises:
-        StoreError: no run there.
+        StoreError: no run there, or its store is gone.
     """
     if not (run / "run.toml").exists():
         raise StoreError(f"{run}: no run here (no run.toml). Start one with: train fit")
@@ -147,4 +156,8 @@ def saved_config(run: Path, cache: Path | None = None, device: str | None = None
         values["cache"] = cache
     if device is not None:
         values["device"] = device
-    return build(FitConfig, values, str(run / "run.toml"))
+    config = build(FitConfig, values, str(run / "run.toml"))
+    path = store_path(config.cache)
+    if not path.exists():
+        raise StoreError(f"{path}: the store of {run} is not there. Say where it is now with --cache.")
+    return config.model_copy(update={"cache": path})

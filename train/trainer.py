@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
+import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from common.config import build, read_toml
 from common.console import Progress, format_seconds, say
+from common.device import resolve_device
 from common.errors import ConfigError, GranaryError, Interrupted, StoreError, TrainingError
 from common.files import exclusive, read_json, write_file, write_json
 from common.stopping import Stop
@@ -30,7 +32,9 @@ from common.store import Store, difference
 from train.checkpoint import newest_whole, prune, save_checkpoint
 from train.config import DataConfig, FitConfig
 from train.data.batch import Batch
+from train.data.mixing import mixing
 from train.data.reader import Batches, DataPlan, digest_of, plan_data, with_windows
+from train.evaluate import write_evaluation
 from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
 from train.monitors import verdict
@@ -87,6 +91,7 @@ class Run:
     log_every: int
     checkpoint_every: int
     prepared: bool = False
+    wait_share: float = 0.0
     sample: dict[int, list[Batch]] = field(default_factory=dict)
 
     @property
@@ -113,6 +118,9 @@ def fit(config: FitConfig, stop: Stop) -> Outcome:
     started = time.monotonic()
     store = Store.open(config.cache)
     folder = config.run_folder()
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"--out {folder}: {path} is a file, not a folder. Choose another --out.")
     done = finished_outcome(config, folder)
     if done is not None:
         say(f"{folder}: finished already, nothing to do. Another --out starts another run.")
@@ -169,6 +177,7 @@ def fit(config: FitConfig, stop: Stop) -> Outcome:
 def carry_out(run: Run, started: float) -> Outcome:
     """Prepare, train and finish; whatever happens is recorded."""
     try:
+        run.status.write()
         prepare(run)
         prepared = time.monotonic()
         begun = min((learner.step for learner in run.active), default=run.amount.n_steps)
@@ -195,22 +204,6 @@ def carry_out(run: Run, started: float) -> Outcome:
 
 
 # ---- prepare -------------------------------------------------------------------------------------------------
-
-
-def resolve_device(device: str) -> torch.device:
-    """`auto` is a GPU when there is one.
-
-    Raises:
-        ConfigError: no such device.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"--device {device}: not on this machine. Use --device cpu.") from None
-    return chosen
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -305,7 +298,10 @@ def write_plan(run: Run) -> None:
     settings = plain(run.config.model_dump(mode="json"))
     write_file(run.folder / RUN_FILE, tomli_w.dumps(settings).encode())
     plan = asdict(run.plan) | {"config": run.plan.config.model_dump(mode="json")}
-    write_json(run.folder / DATA_FILE, {"identity": run.identity, "plan": plan})
+    window = min(run.plan.windows)
+    mixed = mixing(run.batches, max(run.config.batch_size // window, 1), window)
+    say(f"{run.folder}: batches mix documents at {mixed:.1%} of an ideal shuffle's entropy")
+    write_json(run.folder / DATA_FILE, {"identity": run.identity, "plan": plan, "mixing": mixed})
 
 
 def prepare(run: Run) -> None:
@@ -318,7 +314,9 @@ def prepare(run: Run) -> None:
             for leftover in run.folder.glob(".rehearsal-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             if not run.stop.asked:
-                rehearse(learner, run.batches, run.config, run.folder)
+                reason = rehearse(learner, run.batches, run.config, run.folder)
+                if reason is not None:
+                    end_learner(run, learner, "diverged", reason)
     write_plan(run)
     for learner in run.learners:
         folder = run.folder_of(learner)
@@ -332,12 +330,14 @@ def prepare(run: Run) -> None:
 def restore(run: Run, learner: Learner) -> bool:
     """Load the learner's newest whole checkpoint, or the end that its result records; False if it is new.
 
+    One that failed is tried again: what was missing (memory, say) may be there now.
+
     Raises:
-        StoreError: checkpoints are there, but none is whole.
+        StoreError: checkpoints are there, but none is whole, or they belong to another run.
     """
     folder = run.folder_of(learner)
-    if (folder / RESULT_FILE).exists():
-        result = read_json(folder / RESULT_FILE)
+    result: dict[str, Any] = read_json(folder / RESULT_FILE) if (folder / RESULT_FILE).exists() else {}
+    if result.get("state", "failed") != "failed":
         learner.state, learner.reason, learner.step = result["state"], result["reason"], result["training_steps"]
         return True
     found, skipped = newest_whole(folder / "checkpoints")
@@ -347,6 +347,12 @@ def restore(run: Run, learner: Learner) -> bool:
         if skipped:
             raise StoreError(f"{folder}/checkpoints: no whole checkpoint is left. Remove {run.folder} to start again.")
         return False
+    lines = difference(found.facts["identity"], identity_with(run, learner))
+    if lines:
+        raise StoreError(
+            f"{found.path}: it belongs to another run (stored → asked): {'; '.join(lines)}. "
+            f"Remove {folder} to train this learner anew."
+        )
     learner.restore(found.tensors, found.facts)
     say(f"{learner.name}: going on from step {learner.step:,} of {run.amount.n_steps:,}")
     return True
@@ -365,6 +371,7 @@ def train(run: Run) -> None:
     step = min((learner.step for learner in run.active), default=n_steps)
     progress = Progress("train", n_steps, step)
     started, beat, first = time.monotonic(), time.monotonic(), step
+    waited_s = run.batches.waited_s
     lines: dict[str, dict[str, Any]] = {}
     while step < n_steps and run.active:
         if run.stop.asked:
@@ -376,8 +383,9 @@ def train(run: Run) -> None:
         for learner in run.active:
             learner.seconds += time.monotonic() - before
         rate = (step - first) * run.config.batch_size / elapsed
+        run.wait_share = round(min((run.batches.waited_s - waited_s) / max(elapsed, 1e-9), 1.0), 4)
         if step % run.log_every == 0 or step == n_steps:
-            lines |= log(run, step, rate, elapsed)
+            lines |= log(run, step, rate)
         if step % run.checkpoint_every == 0 and step < n_steps:
             checkpoint(run, step)
         if time.monotonic() - beat > HEARTBEAT_S:
@@ -409,16 +417,17 @@ def train_step(run: Run, step: int) -> None:
         batch, x = by_window[window]
         try:
             learner.train_step(x, batch, run.config.batch_size)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+        except RuntimeError as error:
+            say(traceback.format_exc())
             first = str(error).splitlines()[0] if str(error) else ""
             end_learner(run, learner, "failed", f"{type(error).__name__} at step {step}: {first}")
 
 
-def log(run: Run, step: int, rate: float, elapsed: float) -> dict[str, dict[str, Any]]:
+def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
     """Write each learner's metrics line, and end those that are beyond hope."""
     lines = {}
     for learner in run.active:
-        if learner.step != step or not learner.sums.values:
+        if learner.step != step or "steps" not in learner.sums.values:
             continue  # behind, or restored at this very step with its line already written
         metrics = learner.read_metrics()
         clock = Clock(step - 1, run.amount.n_steps, run.config.batch_size)  # the step these metrics end with
@@ -426,11 +435,11 @@ def log(run: Run, step: int, rate: float, elapsed: float) -> dict[str, dict[str,
             "tokens": step * run.config.batch_size,
             "lr": learner.peak_lr * lr_factor(clock, learner.config.warmup_share, learner.config.decay_share),
             "tokens_per_s": round(rate, 1),
-            "wait_share": round(run.batches.waited_s / max(elapsed, 1e-9), 4),
+            "wait_share": run.wait_share,
         }
         run.metrics_of(learner).append(metrics)
         lines[learner.name] = metrics
-        reason = verdict(metrics, run.amount.n_steps)
+        reason = verdict(metrics, learner.judged_ev, int(learner.quiet_steps[1]), run.amount.n_steps)
         if reason is not None:
             end_learner(run, learner, "diverged", reason)
     note_status(run)
@@ -451,21 +460,22 @@ def checkpoint(run: Run, step: int) -> None:
             continue
         folder = run.folder_of(learner) / "checkpoints"
         ev = quick_ev(run, learner) if step else None
-        best = ev is not None and (learner.best_ev is None or ev > learner.best_ev)
-        if best:
-            learner.best_ev = ev
+        if learner.best_step is None or (ev is not None and (learner.best_ev is None or ev > learner.best_ev)):
+            learner.best_ev, learner.best_step = ev, step
         save_learner(run, learner)
-        best_file = folder / "best.json"
-        if best or not best_file.exists():
-            write_json(best_file, {"step": step, "heldout_explained_variance": ev})
-        prune(folder, read_json(best_file)["step"], run.config.keep_every)
+        write_json(folder / "best.json", {"step": learner.best_step, "heldout_explained_variance": learner.best_ev})
+        prune(folder, learner.best_step, run.config.keep_every)
 
 
 def save_learner(run: Run, learner: Learner) -> None:
     """A checkpoint of one learner where it stands."""
-    identity = run.identity | {"learner": learner.config.model_dump(mode="json")}
     folder = run.folder_of(learner) / "checkpoints"
-    save_checkpoint(folder, learner.step, learner.tensors(), learner.facts(), identity)
+    save_checkpoint(folder, learner.step, learner.tensors(), learner.facts(), identity_with(run, learner))
+
+
+def identity_with(run: Run, learner: Learner) -> dict[str, Any]:
+    """What decides every bit of one learner."""
+    return run.identity | {"learner": learner.config.model_dump(mode="json")}
 
 
 def quick_ev(run: Run, learner: Learner) -> float | None:
@@ -486,9 +496,8 @@ def describe(run: Run, lines: dict[str, dict[str, Any]], rate: float, elapsed: f
     ]
     if len(lines) > 3:
         parts.append(f"+{len(lines) - 3} more")
-    share = run.batches.waited_s / max(elapsed, 1e-9)
-    speed = f"{rate:,.0f} tok/s · {run.batches.read_bytes / max(elapsed, 1e-9) / 1e9:.3f} GB/s · waited {share:.0%}"
-    return " · ".join([*parts, speed])
+    speed = f"{rate:,.0f} tok/s · {run.batches.read_bytes / max(elapsed, 1e-9) / 1e9:.3f} GB/s"
+    return " · ".join([*parts, speed, f"waited {run.wait_share:.0%}"])
 
 
 # ---- finish --------------------------------------------------------------------------------------------------
@@ -509,7 +518,7 @@ def finish(run: Run) -> dict[str, dict[str, Any]]:
         if run.config.held_out:
             held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
             metrics = evaluate_heldout(learner.sae, until_stopped(run, held_out))
-            write_json(run.folder_of(learner) / "eval" / "heldout.json", {"suite": "heldout", "metrics": metrics})
+            write_evaluation(run.folder_of(learner), "heldout", metrics)
         learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
         save_sae(learner.sae, run.folder_of(learner) / "sae", sae_facts(run, learner))
         write_json(run.folder_of(learner) / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))
@@ -625,7 +634,7 @@ def conclude(run: Run, results: dict[str, dict[str, Any]], seconds: dict[str, fl
         seconds=seconds,
         tokens_per_s=round(tokens_now / seconds["train"], 1) if steps_now and seconds["train"] else None,
         bytes=run.batches.read_bytes,
-        wait_share=round(min(run.batches.waited_s / max(seconds["train"], 1e-9), 1.0), 4),
+        wait_share=run.wait_share,
         learners=results,
     )
     if state != "finished":
@@ -647,6 +656,8 @@ def finished_outcome(config: FitConfig, folder: Path) -> Outcome | None:
         if status["state"] != "finished" or not path.exists():
             return None
         results[learner.name] = read_json(path)
+        if results[learner.name]["state"] == "failed":
+            return None  # it is tried again
     stored, asked = read_toml(folder / RUN_FILE), plain(config.model_dump(mode="json"))
     if any(stored.get(key) != asked.get(key) for key in stored.keys() | asked.keys() if key not in NOT_DECISIVE):
         return None  # the comparison with all its words comes later

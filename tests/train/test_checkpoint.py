@@ -110,6 +110,14 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert newest_whole(tmp_path / "absent") == (None, [])
 
 
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    path = save_checkpoint(tmp_path, 7, {"weights": {"a": torch.ones(1)}}, {}, {})
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+    with pytest.raises(StoreError, match="format 99 of checkpoints; this version reads 1"):
+        read_checkpoint(path)
+
+
 def test_pruning_keeps_the_last_two_the_best_and_every_kth(tmp_path: Path) -> None:
     for step in range(10, 110, 10):
         save(tmp_path, step)

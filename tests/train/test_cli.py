@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 
+from common.errors import Interrupted
+from common.stopping import Stop
 from common.store import Store, acts_array
 from tests.conftest import HOOK
 from tests.warm import Ended, WarmServer
+from train.evaluate.command import evaluate_runs
 from train.saes import REGISTRY
 
 
@@ -54,7 +57,8 @@ def test_fit_ends_with_a_table(train: Any) -> None:
         (("--variant", "topk",), 2, "--steps, --tokens or --passes"),
         (("--variant", "topk", "--steps", "0"), 2, "greater than 0"),
         (("--variant", "topk", "--steps", "5", "--d-sae", "2"), 2, "k = 4 is more than d_sae = 2"),
-        (("--variant", "topk", "--steps", "5", "--device", "abacus"), 2, "Use --device cpu"),
+        (("--variant", "topk", "--steps", "5", "--device", "abacus"), 2, "--device abacus: not on this machine"),
+        (("--variant", "topk", "--steps", "5", "--device", "meta"), 2, "--device meta: not on this machine"),
         (("--variant", "topk", "--steps", "5", "--hook", "blocks.2.hook_resid_post"), 2, "Did you mean"),
         (("--steps", "5"), 2, "no learner"),
         (("--variant", "topk", "--steps", "5000"), 4, "--passes"),
@@ -87,7 +91,7 @@ def test_a_flipped_byte_is_exit_3(train: Any, shared_store: Path, tmp_path: Path
     assert "harvest verify" in ended.err
 
 
-def test_eval_repeats_the_figures_of_the_run(train: Any, tmp_path: Path, warm: WarmServer) -> None:
+def test_eval_repeats_the_figures_of_the_run(train: Any, shared_store: Path, tmp_path: Path, warm: WarmServer) -> None:
     assert train("--variant", "topk", "--variant", "batchtopk", "--steps", "20").code == 0
     ended = warm.run(["train", "eval", "r", "--json"], tmp_path)
     results = {result["learner"]: result["metrics"] for result in json.loads(ended.out)}
@@ -95,8 +99,16 @@ def test_eval_repeats_the_figures_of_the_run(train: Any, tmp_path: Path, warm: W
         recorded = json.loads((tmp_path / "r" / name / "result.json").read_text())["metrics"]
         recorded.pop("calibration")
         assert results[name] == recorded
-    few = warm.run(["train", "eval", "r/topk", "--max-tokens", "100", "--json"], tmp_path)
-    assert json.loads(few.out)[0]["metrics"]["tokens"] == 100
+    whole = (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text()
+    assert json.loads(whole) == {
+        "learner": "topk", "run": "r", "suite": "heldout", "metrics": results["topk"]
+    }  # fmt: skip
+    few = warm.run(
+        ["train", "eval", ".", "--max-tokens", "100", "--cache", str(shared_store), "--json"], tmp_path / "r" / "topk"
+    )
+    assert (json.loads(few.out)[0]["learner"], json.loads(few.out)[0]["metrics"]["tokens"]) == ("topk", 100)
+    assert json.loads((tmp_path / "r" / "topk" / "eval" / "heldout-100.json").read_text()) == json.loads(few.out)[0]
+    assert (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text() == whole
     assert warm.run(["train", "eval", "r", "--suite", "heldoutt"], tmp_path).code == 2
     assert warm.run(["train", "eval", "nowhere"], tmp_path).code == 3
 
@@ -104,3 +116,11 @@ def test_eval_repeats_the_figures_of_the_run(train: Any, tmp_path: Path, warm: W
 def test_resume_of_nothing_is_exit_3(tmp_path: Path, warm: WarmServer) -> None:
     ended = warm.run(["train", "resume", "nowhere"], tmp_path)
     assert (ended.code, "no run here" in ended.err) == (3, True)
+
+
+def test_an_evaluation_heeds_a_stop(train: Any, tmp_path: Path) -> None:
+    assert train("--variant", "topk", "--steps", "5").code == 0
+    recorded = (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text()
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"):
+        evaluate_runs([tmp_path / "r"], "heldout", None, None, "cpu", Stop("SIGTERM"))
+    assert (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text() == recorded

@@ -12,8 +12,9 @@ from train.monitors import verdict
 HEALTHY = {"step": 5000, "loss": 0.1, "grad_norm_max": 1.0, "explained_variance": 0.9, "l0": 32.0}
 
 
-def judge(**changed: Any) -> str | None:
-    return verdict(HEALTHY | changed, 10_000)
+def judge(quiet_steps: int = 0, n_steps: int = 10_000, **changed: Any) -> str | None:
+    metrics = HEALTHY | changed
+    return verdict(metrics, metrics["explained_variance"], quiet_steps, n_steps)
 
 
 def test_a_healthy_learner_passes() -> None:
@@ -38,12 +39,19 @@ def test_a_bad_start_is_forgiven() -> None:
     assert "below 0 at step 1001" in str(judge(step=1001, explained_variance=-18.0))
 
 
-def test_a_collapse_to_silence_ends() -> None:
+def test_one_bad_step_is_not_judged() -> None:
+    # metrics of a single step are written, but their explained variance is not what ends a learner
+    assert verdict(HEALTHY | {"explained_variance": -0.5}, None, 0, 10_000) is None
+
+
+@pytest.mark.parametrize(("n_steps", "enough"), [(10**6, 200), (1000, 200), (500, 100), (40, 8), (3, 1)])
+def test_silence_in_a_row_ends(n_steps: int, enough: int) -> None:
     # a reconstruction loss averaged over dimensions makes L1 d times too strong: L0 goes to 0, EV to 0 from above
-    assert "collapsed; lower the sparsity penalty" in str(judge(l0=0.2, explained_variance=0.001))
+    assert judge(quiet_steps=enough - 1, n_steps=n_steps, step=3) is None
+    assert "collapsed; lower the sparsity penalty" in str(judge(quiet_steps=enough, n_steps=n_steps, step=3))
 
 
 @pytest.mark.parametrize(("n_steps", "last_free"), [(200, 100), (2000, 400), (10**6, 1000)])
 def test_the_grace_is_a_fifth_of_the_run_within_limits(n_steps: int, last_free: int) -> None:
-    assert verdict(HEALTHY | {"step": last_free, "l0": 0.0}, n_steps) is None
-    assert verdict(HEALTHY | {"step": last_free + 1, "l0": 0.0}, n_steps) is not None
+    assert judge(step=last_free, explained_variance=-1.0, n_steps=n_steps) is None
+    assert judge(step=last_free + 1, explained_variance=-1.0, n_steps=n_steps) is not None

@@ -21,6 +21,14 @@ def test_status_is_whole_at_all_times_and_keeps_what_it_knows(tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
+def test_status_of_a_run_that_goes_on_keeps_its_place_until_it_knows_better(tmp_path: Path) -> None:
+    Status(tmp_path / "status.json", 100).write(state="interrupted", reason="SIGTERM", step=7, tokens_seen=70)
+    again = Status(tmp_path / "status.json", 100)
+    again.write()
+    values = json.loads((tmp_path / "status.json").read_text())
+    assert (values["state"], values["reason"], values["step"], values["tokens_seen"]) == ("running", "", 7, 70)
+
+
 def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path: Path) -> None:
     metrics = Metrics(tmp_path / "metrics.jsonl")
     for step in (10, 20, 30):

@@ -99,6 +99,10 @@ def test_a_length_by_flag_replaces_the_one_in_the_file(tmp_path: Path) -> None:
         ({"variants": ["topk", "topk"], "settings": ("name=same",)}, "two learners are called 'same'"),
         ({"variants": ["topk"], "sedd": 1}, r"unknown setting 'sedd'\. Did you mean 'seed'\?"),
         ({"variants": ["topk"], "batch_size": "many"}, "batch_size = 'many'"),
+        ({"variants": ["topk"], "passes": "inf"}, "passes = 'inf': Input should be a finite number"),
+        ({"variants": ["topk"], "settings": ("lr=NaN",)}, "lr = nan: Input should be a finite number"),
+        ({"variants": ["topk"], "settings": ("name=run.toml",)}, "a run folder uses this name itself"),
+        ({"variants": ["topk"], "settings": ("name=sae",)}, "a run folder uses this name itself"),
     ],
 )
 def test_mistakes_are_told_with_the_way_out(call: dict[str, Any], message: str) -> None:
@@ -120,6 +124,7 @@ def test_a_run_needs_a_length() -> None:
         ('cache = "c"\nstep = 1\n', r"unknown setting 'step'\. Did you mean 'steps'\?"),
         ('cache = "c"\nlearner = "topk"\n', r"\[\[learner\]\] tables"),
         ("cache = \n", "not valid TOML"),
+        ('cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topk"\noptions = 3\n', "options = 3: a table"),
         ("steps = 1\n", "--cache is needed"),
     ],
 )
@@ -131,4 +136,17 @@ def test_mistakes_in_a_file_name_the_file(text: str, message: str, tmp_path: Pat
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"no run here \(no run.toml\)"):
+        saved_config(tmp_path)
+
+
+def test_the_stores_suffix_may_be_left_out(tmp_path: Path) -> None:
+    (tmp_path / "gemma-2.5.zarr").mkdir()
+    assert from_flags("topk", cache=str(tmp_path / "gemma-2.5")).cache == tmp_path / "gemma-2.5.zarr"
+    (tmp_path / "gemma-2.5").mkdir()
+    assert from_flags("topk", cache=str(tmp_path / "gemma-2.5")).cache == tmp_path / "gemma-2.5"
+
+
+def test_a_store_that_is_gone_names_the_flag(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(f'cache = "{tmp_path}/c.zarr"\nsteps = 1\n')
+    with pytest.raises(StoreError, match=r"c\.zarr: the store of .* is not there\. .*--cache"):
         saved_config(tmp_path)

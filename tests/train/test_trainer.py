@@ -13,12 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from common.config import build
-from common.errors import ConfigError, DataError, StoreError, TrainingError
+from common.errors import ConfigError, StoreError, TrainingError
 from common.stopping import Stop
 from common.store import Store, acts_array
 from harvest.run import harvest
 from tests.conftest import HOOK, harvest_config
 from train.config import FitConfig
+from train.data.batch import Batch
+from train.learner import Learner
 from train.saes import REGISTRY, load_sae
 from train.schedule import default_lr
 from train.trainer import Outcome, fit
@@ -171,6 +173,104 @@ def test_a_run_in_which_all_diverge_is_an_error_every_time(shared_store: Path, t
         assert status_of(tmp_path / "r")["state"] == "diverged"
 
 
+def breaking(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> None:
+    """Make the step of one learner fail, as it does when memory runs out."""
+    train_step = Learner.train_step
+
+    def fail(self: Learner, x: torch.Tensor, batch: Batch, batch_tokens: int) -> None:
+        if self.name == name and self.step == step:
+            raise torch.OutOfMemoryError("out of memory\nand more")
+        train_step(self, x, batch, batch_tokens)
+
+    monkeypatch.setattr(Learner, "train_step", fail)
+
+
+def test_a_failed_learner_is_tried_again_from_its_newest_checkpoint(
+    shared_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    learners = (learner("topk"), learner("standard"))
+    with pytest.MonkeyPatch.context() as patch:
+        breaking(patch, "topk", 25)
+        outcome = run(shared_store, tmp_path / "r", *learners)
+    assert outcome.learners["topk"]["state"] == "failed"
+    assert outcome.learners["topk"]["reason"] == "OutOfMemoryError at step 25: out of memory"
+    assert outcome.learners["standard"]["state"] == "finished"
+    assert "Traceback" in capsys.readouterr().err
+    again = run(shared_store, tmp_path / "r", *learners)
+    assert again.reason == "2 of 2 learners finished"
+    assert "topk: going on from step 20 of 40" in capsys.readouterr().err
+    run(shared_store, tmp_path / "solo", learner("topk"))
+    assert equal(tmp_path / "r" / "topk", tmp_path / "solo" / "topk")
+
+
+def test_a_run_in_which_all_failed_is_tried_again(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaking(monkeypatch, "topk", 5)
+    with pytest.raises(TrainingError, match="topk failed: OutOfMemoryError at step 5"):
+        run(shared_store, tmp_path / "r", learner("topk"))
+    monkeypatch.undo()
+    assert run(shared_store, tmp_path / "r", learner("topk")).state == "finished"
+
+
+def test_a_first_loss_that_is_not_finite_ends_one_learner_alone(shared_store: Path, tmp_path: Path) -> None:
+    wild = learner("standard", "wild", l1=1e39)  # infinite in float32
+    outcome = run(shared_store, tmp_path / "r", wild, learner("topk"))
+    lost = outcome.learners["wild"]
+    assert (lost["state"], lost["training_steps"], outcome.learners["topk"]["state"]) == ("diverged", 0, "finished")
+    assert "the loss of the first step is" in lost["reason"]
+
+
+def test_the_best_checkpoint_is_known_from_the_checkpoint_itself(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "r", learner("topk"))
+    folder = tmp_path / "r" / "topk"
+    best = json.loads((folder / "checkpoints" / "best.json").read_text())
+    assert (
+        best["heldout_explained_variance"]
+        == json.loads((folder / "result.json").read_text())["best_heldout_explained_variance"]
+    )
+    (folder / "checkpoints" / "best.json").unlink()  # as after a kill before it was written
+    (folder / "result.json").unlink()
+    run(shared_store, tmp_path / "r", learner("topk"))
+    assert json.loads((folder / "checkpoints" / "best.json").read_text()) == best
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_the_difference(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "a", learner("topk"))
+    run(shared_store, tmp_path / "b", learner("topk", lr=1e-3), seed=1)
+    (tmp_path / "a" / "topk" / "result.json").unlink()
+    shutil.rmtree(tmp_path / "a" / "topk" / "checkpoints")
+    shutil.copytree(tmp_path / "b" / "topk" / "checkpoints", tmp_path / "a" / "topk" / "checkpoints")
+    with pytest.raises(StoreError, match=r"belongs to another run.*learner\.lr: 0\.001 → None.*seed: 1 → 0"):
+        run(shared_store, tmp_path / "a", learner("topk"))
+
+
+def test_the_logging_interval_does_not_decide_who_collapsed(shared_store: Path, tmp_path: Path) -> None:
+    # a penalty this strong silences every latent within the first steps; a fifth of 60 steps is 12 in a row
+    for every in (1, 7, 60):
+        mute = learner("standard", "mute", l1=30.0)
+        outcome = run(shared_store, tmp_path / str(every), mute, learner("topk"), steps=60, log_every=every)
+        assert outcome.learners["mute"]["state"] == "diverged"
+        assert "steps in a row" in outcome.learners["mute"]["reason"]
+
+
+def test_a_file_in_the_way_of_the_folder_is_refused(shared_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match="file is a file, not a folder"):
+            run(shared_store, out, learner("topk"))
+
+
+def test_status_is_there_while_the_run_prepares(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr("train.trainer.prepare", lambda _: seen.append(status_of(tmp_path / "r")) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(shared_store, tmp_path / "r", learner("topk"))
+    assert (seen[0]["state"], seen[0]["step"]) == ("running", 0)
+
+
 def test_no_learner_is_refused(shared_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no learner: name one with --variant"):
         run(shared_store, tmp_path / "r")
@@ -182,7 +282,7 @@ def test_nan_in_a_chunk_is_told_before_step_0(own_store: Path, tmp_path: Path) -
         data = np.array(store.map_chunk(acts_array(HOOK), chunk))
         data[0] = np.nan
         store.commit([(acts_array(HOOK), chunk, data, store.journal.entries[acts_array(HOOK), chunk].extra)])
-    with pytest.raises(DataError, match=r"learner 'topk': the loss of the first step is nan\. Run: harvest verify"):
+    with pytest.raises(StoreError, match=r"first batch holds values that are not finite\. Run: harvest verify"):
         run(own_store, tmp_path / "r", learner("topk"))
 
 

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from common.config import parse_count
-from common.errors import ConfigError, StoreError, nearest
-from common.files import write_json
+from common.device import resolve_device
+from common.errors import ConfigError, Interrupted, StoreError, nearest
+from common.stopping import Stop
 from common.store import Store
+from train.data.batch import Batch
 from train.data.reader import Batches
-from train.evaluate import SUITES
+from train.evaluate import SUITES, write_evaluation
 from train.saes import load_sae
 from train.settings import saved_config
-from train.trainer import load_plan, resolve_device
+from train.trainer import load_plan
 
 
 def evaluate_runs(
-    runs: list[Path], suites: str, max_tokens: str | None, cache: Path | None, device: str
+    runs: list[Path], suites: str, max_tokens: str | None, cache: Path | None, device: str, stop: Stop
 ) -> list[dict[str, Any]]:
-    """Evaluate every trained learner of `runs` (run or learner folders) with each suite; writes `eval/<suite>.json`.
+    """Evaluate every trained learner of `runs` (run or learner folders) with each suite.
+
+    Written as `eval/<suite>.json`; as `eval/<suite>-<tokens>.json` when `max_tokens` limits it.
 
     Raises:
         ConfigError: unknown suite, or a number that is none.
         StoreError: no trained SAE there, or the store is gone or changed.
+        Interrupted: asked to stop; what was evaluated before is written.
     """
     names = suites.split(",")
     for name in names:
@@ -34,7 +40,7 @@ def evaluate_runs(
         raise ConfigError(f"--max-tokens {max_tokens}: not a number of tokens.")
     results = []
     for folder in learner_folders(runs):
-        results += [evaluate_learner(folder, name, limit, cache, device) for name in names]
+        results += [evaluate_learner(folder, name, limit, cache, device, stop) for name in names]
     return results
 
 
@@ -46,6 +52,7 @@ def learner_folders(runs: list[Path]) -> list[Path]:
     """
     folders = []
     for run in runs:
+        run = run.resolve() if run.name in ("", "..") else run  # its name and its parent are wanted
         found = [run] if (run / "sae").is_dir() else sorted(path.parent for path in run.glob("*/sae"))
         if not found:
             raise StoreError(f"{run}: no finished learner here. If the run was stopped: train resume {run}")
@@ -54,21 +61,32 @@ def learner_folders(runs: list[Path]) -> list[Path]:
 
 
 def evaluate_learner(
-    folder: Path, suite: str, max_tokens: int | None, cache: Path | None, device: str
+    folder: Path, suite: str, max_tokens: int | None, cache: Path | None, device: str, stop: Stop
 ) -> dict[str, Any]:
     """One suite on one learner."""
     run = folder.parent
     config = saved_config(run, cache)
     store = Store.open(config.cache)
     plan = load_plan(run, store)
-    assert plan is not None
+    if plan is None:
+        raise StoreError(f"{run}: no data plan here (no data.json), so its held-out documents are not known.")
     chosen = resolve_device(device)
     sae = load_sae(folder, str(chosen))
     batches = Batches(store, plan, chosen)
     try:
-        metrics = SUITES[suite](sae, batches.held_out(sae.window, max_tokens))
+        metrics = SUITES[suite](sae, until_stopped(batches.held_out(sae.window, max_tokens), stop))
     finally:
         batches.close()
-    result = {"learner": folder.name, "run": str(run), "suite": suite, "metrics": metrics}
-    write_json(folder / "eval" / f"{suite}.json", result)
-    return result
+    return write_evaluation(folder, suite, metrics, max_tokens)
+
+
+def until_stopped(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
+    """The batches, as long as nobody asks to stop.
+
+    Raises:
+        Interrupted: somebody has.
+    """
+    for batch in batches:
+        if stop.asked:
+            raise Interrupted(f"stopped by {stop.signal_name} in an evaluation. Run the same command again.")
+        yield batch

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from common.config import Count, Settings
@@ -18,6 +18,8 @@ from train.schedule import Clock
 
 class SAEConfig(Settings):
     """Settings that every variant has."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     d_sae: Count = Field(gt=0, description="Latents; default 8 × d_model.")
 
