@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -439,10 +439,10 @@ class Store:
 
     # ---- checking -------------------------------------------------------------------------------------------
 
-    def problems(self, thorough: bool = True) -> Iterator[Problem]:
+    def problems(self, before_each: Callable[[], None] = lambda: None) -> Iterator[Problem]:
         """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges.
 
-        Chunks that are simply not harvested yet are no problem.
+        Chunks that are simply not harvested yet are no problem. `before_each` is called before every chunk.
         """
         for number in self.journal.damaged_lines:
             yield Problem("journal.jsonl", None, f"line {number} does not match its checksum")
@@ -452,8 +452,9 @@ class Store:
         for (array, chunk), entry in sorted(self.journal.entries.items()):
             if array not in known or chunk >= self.n_chunks:
                 continue
+            before_each()
             wrong = self.check_size(array, chunk)
-            if wrong is None and thorough:
+            if wrong is None:
                 wrong = self._check_content(entry)
             if wrong is not None:
                 yield Problem(array, chunk, wrong)

@@ -28,27 +28,19 @@ class Report:
     missing: int
 
 
-class StoppableStore(Store):
-    """A store whose checks ask before each chunk whether to go on."""
-
-    def __init__(self, store: Store, stop: Stop) -> None:
-        super().__init__(store.path, store.header)
-        self.stop = stop
-
-    def check_size(self, array: str, chunk: int) -> str | None:
-        if self.stop.asked:
-            raise Interrupted(f"stopped by {self.stop.signal_name} while checking; run the same command again.")
-        return super().check_size(array, chunk)
-
-
 def verify(path: Path, stop: Stop) -> Report:
     """Check every committed chunk: present, whole, checksum, finite, token ids in range; and the journal itself.
 
     Raises:
         Interrupted: asked to stop.
     """
-    store = StoppableStore(Store.open(path), stop)
-    return Report(list(store.problems()), len(store.journal.entries), count_missing(store))
+
+    def go_on() -> None:
+        if stop.asked:
+            raise Interrupted(f"stopped by {stop.signal_name} while checking; run the same command again.")
+
+    store = Store.open(path)
+    return Report(list(store.problems(go_on)), len(store.journal.entries), count_missing(store))
 
 
 def count_missing(store: Store) -> int:
