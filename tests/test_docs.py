@@ -250,7 +250,9 @@ def table_after(text: str, opening: str) -> set[str]:
 
 def test_status_keys_are_those_of_their_table(run_folder: Path, tmp_path: Path) -> None:
     keys = table_after(PAGES["train"], "`status.json`, there")
-    assert keys == set(read_json(run_folder / "status.json")) == {*Status(tmp_path, 1).values, "heartbeat"}
+    assert (
+        keys == set(read_json(run_folder / "status.json")) == {*Status(tmp_path / "status.json", 1).values, "heartbeat"}
+    )
 
 
 def test_result_keys_are_those_of_their_table(run_folder: Path) -> None:
