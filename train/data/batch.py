@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+
+DOC, POS, TOKEN = range(3)
 
 
 @dataclass(frozen=True)
@@ -13,24 +17,40 @@ class Batch:
 
     Attributes:
         x: activations in raw units [batch, window, d_model], storage type.
-        doc: document of each position, int32 [batch, window].
-        pos: position inside the document's part of its sequence, int32 [batch, window].
-        token: token ids, int32 [batch, window].
         valid: positions that count, bool [batch, window]; all true when window is 1.
         n_valid: how many there are, known on the host.
+        read_context: gives int32 [batch, window, 3]; called once, and only if somebody looks at doc, pos or token: flat
+            variants never do, and reading it would be a sixth of the work of a batch.
     """
 
     x: torch.Tensor
-    doc: torch.Tensor
-    pos: torch.Tensor
-    token: torch.Tensor
     valid: torch.Tensor
     n_valid: int
+    read_context: Callable[[], torch.Tensor]
+
+    @functools.cached_property
+    def context(self) -> torch.Tensor:
+        """Document, position and token of each place, int32 [batch, window, 3]."""
+        return self.read_context()
+
+    @property
+    def doc(self) -> torch.Tensor:
+        """Document of each position, int32 [batch, window]."""
+        return self.context[..., DOC]
+
+    @property
+    def pos(self) -> torch.Tensor:
+        """Position inside the document's part of its sequence, int32 [batch, window], from 0."""
+        return self.context[..., POS]
+
+    @property
+    def token(self) -> torch.Tensor:
+        """Token ids, int32 [batch, window]."""
+        return self.context[..., TOKEN]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""
-        tensors = {name: getattr(self, name).to(device) for name in ("x", "doc", "pos", "token", "valid")}
-        return Batch(**tensors, n_valid=self.n_valid)
+        return Batch(self.x.to(device), self.valid.to(device), self.n_valid, lambda: self.context.to(device))
 
     @classmethod
     def join(cls, parts: list[Batch]) -> Batch:
@@ -39,9 +59,7 @@ class Batch:
             return parts[0]
         return cls(
             x=torch.cat([part.x for part in parts]),
-            doc=torch.cat([part.doc for part in parts]),
-            pos=torch.cat([part.pos for part in parts]),
-            token=torch.cat([part.token for part in parts]),
             valid=torch.cat([part.valid for part in parts]),
             n_valid=sum(part.n_valid for part in parts),
+            read_context=lambda: torch.cat([part.context for part in parts]),
         )

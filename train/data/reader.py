@@ -5,8 +5,9 @@ Holds no position. `batch(step)` may be called for any step in any order; callin
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -151,31 +152,32 @@ class Pool:
 
     Attributes:
         acts: [positions, d_model], mapped or in memory, in the storage type.
-        context: int32 [positions, 3]: document, position in it, token id; side by side so that one gather takes all.
         wanted: bool [positions], the positions that count.
         windows: window length to starts, permuted: entry i is the i-th window of the pool's order.
         counts: window length to wanted positions of each window in that order, on the host.
+        read_context: gives int32 [positions, 3]: document, position in it, token id; called when first wanted.
     """
 
     acts: torch.Tensor
-    context: torch.Tensor
     wanted: torch.Tensor
     windows: dict[int, torch.Tensor]
     counts: dict[int, np.ndarray]
+    read_context: Callable[[], torch.Tensor]
+
+    @functools.cached_property
+    def context(self) -> torch.Tensor:
+        return self.read_context()
 
     def gather(self, window: int, start: int, stop: int, out: torch.Tensor | None = None) -> Batch:
         """Windows `start` to `stop` of the pool's order. All on the pool's device: nothing waits for a copy."""
         starts = self.windows[window][start:stop]
         device, shape = self.acts.device, (len(starts), window)
         rows = starts if window == 1 else (starts[:, None] + torch.arange(window, device=device)).view(-1)
-        context = torch.index_select(self.context, 0, rows).view(*shape, 3)
         return Batch(
             x=torch.index_select(self.acts, 0, rows, out=out).view(*shape, -1),
-            doc=context[..., 0],
-            pos=context[..., 1],
-            token=context[..., 2],
             valid=torch.ones(shape, dtype=torch.bool, device=device) if window == 1 else self.wanted[rows].view(shape),
             n_valid=len(starts) if window == 1 else int(self.counts[window][start:stop].sum()),
+            read_context=lambda: torch.index_select(self.context, 0, rows).view(*shape, 3),
         )
 
 
@@ -302,17 +304,20 @@ class Batches:
                 whole[number * size :][: len(part)] = part
             return whole
 
-        documents = lay([index.documents for index in indexes])
-        positions = positions_in_document(documents, self.store.context)
-        tokens = lay([index.tokens for index in indexes])
+        def read_context() -> torch.Tensor:
+            documents = lay([index.documents for index in indexes])
+            positions = positions_in_document(documents, self.store.context)
+            tokens = lay([index.tokens for index in indexes])
+            return torch.from_numpy(np.stack([documents, positions, tokens], axis=1)).to(device)
+
         wanted = lay([index.held_out if held_out else index.train for index in indexes])
         before = np.concatenate([[0], np.cumsum(wanted)]) if any(window > 1 for window in windows) else wanted
         return Pool(
             acts=self._acts(members, bring=not held_out).to(device),
-            context=torch.from_numpy(np.stack([documents, positions, tokens], axis=1)).to(device),
             wanted=torch.from_numpy(wanted).to(device),
             windows={window: torch.from_numpy(starts).to(device) for window, starts in windows.items()},
             counts={window: before[s + window] - before[s] for window, s in windows.items() if window > 1},
+            read_context=read_context,
         )
 
     def _acts(self, members: list[int], bring: bool) -> torch.Tensor:

@@ -18,9 +18,9 @@ D = 8
 
 
 def batches_of(x: Tensor, valid: Tensor, size: int = 7) -> list[Batch]:
-    zeros = torch.zeros(x.shape[:2], dtype=torch.int32)
+    torch.zeros(x.shape[:2], dtype=torch.int32)
     return [
-        Batch(x[cut], zeros[cut], zeros[cut], zeros[cut], valid[cut], int(valid[cut].sum()))
+        Batch(x[cut], valid[cut], int(valid[cut].sum()), lambda: torch.zeros(0))
         for cut in (slice(start, start + size) for start in range(0, len(x), size))
     ]
 

@@ -39,9 +39,9 @@ def windows_of(sae: SAE, n: int, seed: int = 0) -> Tensor:
 
 
 def batch_of(x: Tensor, valid: Tensor | None = None) -> Batch:
-    zeros = torch.zeros(x.shape[:2], dtype=torch.int32)
+    torch.zeros(x.shape[:2], dtype=torch.int32)
     mask = torch.ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-    return Batch(x=x, doc=zeros, pos=zeros, token=zeros, valid=mask, n_valid=int(mask.sum()))
+    return Batch(x, mask, int(mask.sum()), lambda: torch.zeros(*mask.shape, 3, dtype=torch.int32))
 
 
 def learner_of(sae: SAE, n_steps: int, lr: float | None = None) -> Learner:
