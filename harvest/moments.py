@@ -47,7 +47,7 @@ class PartialSums:
         self.sums[0] += weight @ flat
         self.sums[1] += weight @ flat.square_()
         self.count += counted.sum()
-        largest = torch.linalg.vector_norm(values, ord=torch.inf, dim=-1)
+        largest = values.abs().amax(-1)
         self.max_abs = torch.maximum(self.max_abs, (largest * counted).max())
         return stored, torch.where(finite, norms, torch.nan)
 
