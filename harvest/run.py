@@ -348,7 +348,8 @@ def tokenise(plan: Plan, store: Store, stop: Stop, only: set[int] | None = None)
         DataError: the corpus ran dry before the tokens asked for, without --allow-fewer.
         Interrupted: asked to stop between two chunks.
     """
-    done = set(store.committed(TOKENS)) & set(store.committed(DOCUMENTS))
+    both = set(store.committed(TOKENS)) & set(store.committed(DOCUMENTS))
+    done = {chunk for chunk in both if not any(store.check_size(array, chunk) for array in (TOKENS, DOCUMENTS))}
     todo = [chunk for chunk in range(store.n_chunks) if chunk not in done and (only is None or chunk in only)]
     if not todo:
         return

@@ -270,7 +270,10 @@ def load_plan(folder: Path, store: Store) -> DataPlan | None:
     values = read_json(folder / DATA_FILE)["plan"]
     chunks = tuple(values["chunks"])
     if values["store_id"] != store.id:
-        raise StoreError(f"{folder}: it was trained on another store than {store.path}. Name that one with --cache.")
+        raise StoreError(
+            f"{folder}: it was trained on another store than {store.path}. "
+            "Name that one with --cache, or start another run with --out."
+        )
     store = store.as_of(values["n_sequences"])
     gone = set(chunks) - set(store.usable_chunks(values["hook"]))
     if gone:

@@ -475,3 +475,13 @@ def test_from_anywhere_keeps_names_that_are_no_paths(tmp_path: Path, monkeypatch
     assert [module.from_anywhere(name) for name in names] == names
     assert module.from_anywhere("books") == str(tmp_path / "books")
     assert module.from_anywhere("books/x.txt") == str(tmp_path / "books" / "x.txt")
+
+
+def test_the_same_command_restores_a_tokens_file_that_is_gone(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.zarr"
+    harvest(harvest_config(tiny_model, texts, out), Stop())
+    path = Store.open(out).chunk_path("tokens", 2)
+    data = path.read_bytes()
+    path.unlink()
+    harvest(harvest_config(tiny_model, texts, out), Stop())
+    assert path.read_bytes() == data
