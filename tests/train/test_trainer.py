@@ -355,3 +355,22 @@ def test_a_store_of_another_model_under_the_same_path_is_refused(
     harvest(harvest_config(model, texts, own_store), Stop())
     with pytest.raises(StoreError, match="trained on another store than"):
         run(own_store, tmp_path / "r", learner("topk"))
+
+
+def test_a_learner_restored_at_a_logging_step_waits_for_one_behind(shared_store: Path, tmp_path: Path) -> None:
+    """A kill between two learners' checkpoints: the one ahead has no sums when the other passes its step."""
+    learners = (learner("topk"), learner("batchtopk"))
+    steps = {"log_every": 5, "checkpoint_every": 10, "keep_every": 10}
+    run(shared_store, tmp_path / "straight", *learners, **steps)
+    run(shared_store, tmp_path / "torn", *learners, **steps)
+    (tmp_path / "torn" / "status.json").unlink()
+    for name, newest in (("topk", 20), ("batchtopk", 10)):
+        folder = tmp_path / "torn" / name
+        (folder / "result.json").unlink()
+        shutil.rmtree(folder / "sae")
+        for path in (folder / "checkpoints").glob("step-*"):
+            if int(path.name.removeprefix("step-")) > newest:
+                shutil.rmtree(path)
+    run(shared_store, tmp_path / "torn", *learners, **steps)
+    for name in ("topk", "batchtopk"):
+        assert equal(tmp_path / "torn" / name, tmp_path / "straight" / name), name
