@@ -14,7 +14,7 @@ from torch import Tensor
 from common.errors import GranaryError, StoreError
 from common.files import ASIDE, disk_error, file_sha256, read_json, sync_folder, write_file, write_json
 
-FORMAT = 1
+FORMAT = 2  # 1: thresholds and λ outside `sparsity`, no landmarks
 MANIFEST = "manifest.json"
 PREFIX = "step-"
 UNREADABLE = (GranaryError, KeyError, TypeError)  # what a damaged checkpoint raises

@@ -11,7 +11,7 @@ from torch import Tensor
 from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.optim import make_optimizer, normalise_rows_, project_gradient_
-from train.saes.base import SAE, Output
+from train.saes.base import SAE, Batches, Output
 from train.saes.parts import masked
 from train.schedule import Clock, default_lr, lr_factor
 
@@ -66,7 +66,8 @@ class Learner:
         for parameter in self.sae.parameters():
             # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore
             parameter.data = parameter.data.contiguous()
-        self.optimizer = make_optimizer(list(self.sae.parameters()), config)
+        self.optimizer = make_optimizer(self.sae, config)
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.peak_lr = config.lr or default_lr(n_steps, sae.d_sae)
         self.step = 0
         self.state, self.reason = "running", ""
@@ -85,31 +86,52 @@ class Learner:
     def clock(self, batch_tokens: int) -> Clock:
         return Clock(self.step, self.n_steps, batch_tokens)
 
-    def train_step(self, x: Tensor, batch: Batch, batch_tokens: int) -> None:
-        """One step on `x` float32 [batch, window, d_model] in raw units, with the masks of `batch`."""
+    def lr(self, clock: Clock) -> float:
+        """The learning rate of a step, of parameters without a rate of their own."""
+        factor = lr_factor(clock, self.config.warmup_share, self.config.decay_share)
+        return self.peak_lr * factor * self.sae.rates(clock)[0]
+
+    def train_step(self, batch: Batch, batch_tokens: int) -> None:
+        """One step on a batch in raw units, x in float32."""
         clock = self.clock(batch_tokens)
-        lr = self.peak_lr * lr_factor(clock, self.config.warmup_share, self.config.decay_share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        scaled = x * self.sae.scale
+        lr, (_, own) = self.lr(clock), self.sae.rates(clock)
+        for group, factor in zip(self.optimizer.param_groups, (1.0, own), strict=False):
+            group["lr"] = lr * factor
+        scaled = batch.with_x(batch.x * self.sae.scale)
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            output = self.sae.training_pass(scaled, batch.valid, batch.n_valid, clock)
+            output = self.sae.training_pass(scaled, clock)
         total = output.total
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if self.sae.unit_rows:
-            project_gradient_(self.sae.W_dec)
-        norm = torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.grad_clip)
+        rows = [self.sae.get_parameter(name) for name in self.sae.unit_rows]
+        for weight in rows:
+            if weight.grad is not None:
+                project_gradient_(weight)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
         self.optimizer.step()
-        if self.sae.unit_rows:
-            normalise_rows_(self.sae.W_dec)
+        for weight in rows:
+            normalise_rows_(weight)
+        self.sae.after_step(clock)
         self.step += 1
-        self._record(scaled, output, total.detach(), norm, batch)
+        self._record(scaled, output, total.detach(), norm)
+
+    def at_landmark(self) -> bool:
+        """Whether the variant wants to look at batches before the step about to be taken."""
+        return self.step in self.sae.landmarks(self.n_steps)
 
     @torch.no_grad()
-    def _record(self, scaled: Tensor, output: Output, total: Tensor, norm: Tensor, batch: Batch) -> None:
-        kept = masked(scaled, batch.valid, batch.n_valid)
-        errors = masked(scaled - output.reconstruction, batch.valid, batch.n_valid)
+    def revise(self, batches: Batches, batch_tokens: int) -> None:
+        """Let the variant change itself at a landmark; the optimizer's averages of what it names start anew."""
+        for name, mask in self.sae.revise(batches, self.clock(batch_tokens)).items():
+            state = self.optimizer.state.get(self.sae.get_parameter(name), {})
+            for average in ("exp_avg", "exp_avg_sq"):
+                if average in state:
+                    state[average].masked_fill_(mask, 0.0)
+
+    @torch.no_grad()
+    def _record(self, batch: Batch, output: Output, total: Tensor, norm: Tensor) -> None:
+        kept = masked(batch.x, batch.valid, batch.n_valid)
+        errors = masked(batch.x - output.reconstruction, batch.valid, batch.n_valid)
         latents = masked(output.latents, batch.valid, batch.n_valid)
         self.sums.add("steps", torch.ones((), device=self.device))
         self.sums.add("tokens", torch.full((), batch.n_valid, device=self.device))
@@ -166,7 +188,7 @@ class Learner:
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Every tensor that decides the rest of the run, by file: weights, optimizer, sums."""
         optimizer = {}
-        for number, parameter in enumerate(self.sae.parameters()):
+        for number, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{number}.{name}"] = torch.as_tensor(value)
         sums = self.sums.values | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}

@@ -20,6 +20,7 @@ from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
 from train.saes.parts import geometric_median
 
+REHEARSED_LANDMARKS = 2  # steps at which a variant changes itself are tried too
 START_TOKENS = 16384  # for the geometric median; at least 10k (spec §0.3)
 
 
@@ -106,8 +107,14 @@ def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path
             raise StoreError(
                 f"{config.cache}: the first batch holds values that are not finite. Run: harvest verify {config.cache}"
             )
-        trial.train_step(batch.x.float(), batch, config.batch_size)
-        loss = trial.read_metrics()["loss"]
+        batch = batch.with_x(batch.x.float())
+        loss = math.nan
+        for step in (0, *[later for later in trial.sae.landmarks(trial.n_steps) if later][:REHEARSED_LANDMARKS]):
+            trial.step = step
+            if trial.at_landmark():
+                trial.revise(lambda: [batch.with_x(batch.x * trial.sae.scale)], config.batch_size)
+            trial.train_step(batch, config.batch_size)
+            loss = trial.read_metrics()["loss"]
         if not math.isfinite(loss):
             return f"the loss of the first step is {loss}, on data that is finite; look at the learner's settings"
         if config.held_out:

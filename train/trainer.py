@@ -9,6 +9,7 @@ Every way out leaves a recorded state with a reason.
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
 import time
@@ -20,7 +21,6 @@ from typing import Any
 
 import tomli_w
 import torch
-from torch import Tensor
 
 from common.config import build, read_toml
 from common.console import Progress, format_seconds, say
@@ -41,11 +41,11 @@ from train.monitors import verdict
 from train.preflight import Amount, rehearse, resolve_steps, starting_point
 from train.record import Metrics, Status
 from train.saes import make_sae, save_sae
-from train.schedule import Clock, lr_factor
+from train.schedule import Clock
 
 HEARTBEAT_S = 5.0
 BEFORE_START = re.compile(r"\.lock|status\.json.*|run\.toml.*|data\.json\.aside|\.rehearsal-.*")  # a start cut short
-CALIBRATION_TOKENS = 200_000
+LOOK_TOKENS = 200_000
 NOT_DECISIVE = {"cache", "out", "device", "precision", "log_every", "checkpoint_every", "keep_every", "eval_tokens"}
 RUN_FILE, DATA_FILE, STATUS_FILE, RESULT_FILE = "run.toml", "data.json", "status.json", "result.json"
 
@@ -133,6 +133,7 @@ def fit(config: FitConfig, stop: Stop) -> Outcome:
             store.d_model(store.hook(config.hook)),
             learner.seed if learner.seed is not None else config.seed,
             f"learner '{learner.name}'",
+            store.context,
         )
         for learner in config.learner
     }
@@ -409,17 +410,18 @@ def train(run: Run) -> None:
 
 def train_step(run: Run, step: int) -> None:
     """Batch number `step` to every learner that is there; one that breaks ends alone."""
-    by_window: dict[int, tuple[Batch, Tensor]] = {}
+    by_window: dict[int, Batch] = {}
     for learner in run.active:
         if learner.step != step:
             continue
         window = learner.sae.window
-        if window not in by_window:
-            batch = run.batches.batch(step, run.config.batch_size // window, window, reuse=True)
-            by_window[window] = (batch, batch.x.float())
-        batch, x = by_window[window]
         try:
-            learner.train_step(x, batch, run.config.batch_size)
+            if learner.at_landmark():
+                learner.revise(functools.partial(scaled_batches, run, learner), run.config.batch_size)
+            if window not in by_window:
+                batch = run.batches.batch(step, run.config.batch_size // window, window, reuse=True)
+                by_window[window] = batch.with_x(batch.x.float())
+            learner.train_step(by_window[window], run.config.batch_size)
         except RuntimeError as error:
             say(traceback.format_exc())
             first = str(error).splitlines()[0] if str(error) else ""
@@ -436,7 +438,7 @@ def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
         clock = Clock(step - 1, run.amount.n_steps, run.config.batch_size)  # the step these metrics end with
         metrics |= {
             "tokens": step * run.config.batch_size,
-            "lr": learner.peak_lr * lr_factor(clock, learner.config.warmup_share, learner.config.decay_share),
+            "lr": learner.lr(clock),
             "tokens_per_s": round(rate, 1),
             "wait_share": run.wait_share,
         }
@@ -513,9 +515,7 @@ def finish(run: Run) -> dict[str, dict[str, Any]]:
         Interrupted: asked to stop; the last checkpoints are whole and the same command goes on from them.
     """
     for learner in run.active:
-        calibration = run.batches.windows_per_pass(learner.sae.window) * learner.sae.window
-        n_batches = max(min(CALIBRATION_TOKENS, calibration) // run.config.batch_size, 1)
-        settled = learner.sae.calibrate(scaled_batches(run, learner, n_batches))
+        settled = learner.sae.calibrate(functools.partial(scaled_batches, run, learner))
         learner.sae.fold()
         metrics: dict[str, Any] = {}
         if run.config.held_out:
@@ -528,13 +528,18 @@ def finish(run: Run) -> dict[str, dict[str, Any]]:
     return {learner.name: read_json(run.folder_of(learner) / RESULT_FILE) for learner in run.learners}
 
 
-def scaled_batches(run: Run, learner: Learner, n: int) -> Iterator[Tensor]:
-    """The first `n` training batches in scaled units."""
-    window = learner.sae.window
-    for step in range(n):
+def scaled_batches(run: Run, learner: Learner) -> Iterator[Batch]:
+    """The first 200k training tokens, or all of fewer, in scaled units: what thresholds and landmarks look at.
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    window, batch_size = learner.sae.window, run.config.batch_size
+    tokens = min(LOOK_TOKENS, run.batches.windows_per_pass(window) * window)
+    for step in range(max(tokens // batch_size, 1)):
         until_stopped_check(run)
-        batch = run.batches.batch(step, run.config.batch_size // window, window, reuse=True)
-        yield batch.x.float() * learner.sae.scale
+        batch = run.batches.batch(step, batch_size // window, window)
+        yield batch.with_x(batch.x.float() * learner.sae.scale)
 
 
 def until_stopped(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -62,7 +62,7 @@ def run(rounds: int = 5) -> list[Row]:
         def ours() -> None:
             for _ in range(STEPS):
                 batch = batches.batch(learner.step, BATCH, reuse=True)
-                learner.train_step(batch.x.float(), batch, BATCH)
+                learner.train_step(batch.with_x(batch.x.float()), BATCH)
 
         bare = bare_loop()
         assert callable(bare)

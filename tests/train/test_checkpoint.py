@@ -114,7 +114,7 @@ def test_another_format_is_refused(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 7, {"weights": {"a": torch.ones(1)}}, {}, {})
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
-    with pytest.raises(StoreError, match="format 99 of checkpoints; this version reads 1"):
+    with pytest.raises(StoreError, match="format 99 of checkpoints; this version reads 2"):
         read_checkpoint(path)
 
 

@@ -177,10 +177,10 @@ def breaking(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> None:
     """Make the step of one learner fail, as it does when memory runs out."""
     train_step = Learner.train_step
 
-    def fail(self: Learner, x: torch.Tensor, batch: Batch, batch_tokens: int) -> None:
+    def fail(self: Learner, batch: Batch, batch_tokens: int) -> None:
         if self.name == name and self.step == step:
             raise torch.OutOfMemoryError("out of memory\nand more")
-        train_step(self, x, batch, batch_tokens)
+        train_step(self, batch, batch_tokens)
 
     monkeypatch.setattr(Learner, "train_step", fail)
 

@@ -40,13 +40,37 @@ class Batch:
 
     @property
     def pos(self) -> torch.Tensor:
-        """Position inside the document's part of its sequence, int32 [batch, window], from 0."""
+        """Position inside the document's part of its sequence, int32 [batch, window], from 0; -1 where unknown."""
         return self.context[..., POS]
 
     @property
     def token(self) -> torch.Tensor:
         """Token ids, int32 [batch, window]."""
         return self.context[..., TOKEN]
+
+    @classmethod
+    def of(
+        cls,
+        x: torch.Tensor,
+        doc: torch.Tensor | None = None,
+        pos: torch.Tensor | None = None,
+        valid: torch.Tensor | None = None,
+    ) -> Batch:
+        """A batch of windows [batch, window, d_model] from elsewhere.
+
+        Without `doc` each window is one document; without `pos` places in the document are unknown (-1); token ids
+        are unknown.
+        """
+        shape = x.shape[:2]
+        unknown = torch.full(shape, -1, dtype=torch.int32, device=x.device)
+        document = torch.zeros_like(unknown) if doc is None else doc
+        mask = torch.ones(shape, dtype=torch.bool, device=x.device) if valid is None else valid
+        context = (document, unknown if pos is None else pos, unknown)
+        return cls(x, mask, int(mask.sum()), lambda: torch.stack(context, dim=-1))
+
+    def with_x(self, x: torch.Tensor) -> Batch:
+        """The same places with other values [batch, window, …]."""
+        return Batch(x, self.valid, self.n_valid, lambda: self.context)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on `device`."""

@@ -46,10 +46,10 @@ def evaluate_heldout(sae: SAE, batches: Iterable[Batch]) -> dict[str, Any]:
 
     device = sae.W_dec.device
     for batch in batches:
-        x_all = batch.x.to(device).float()
-        latents_all = sae.encode(x_all)
-        reconstruction = sae.decode(latents_all)[batch.valid].double()
-        x, latents = x_all[batch.valid].double(), latents_all[batch.valid]
+        batch = batch.to(device)
+        latents_all = sae.encode(batch)
+        reconstruction = sae.decode(latents_all, batch)[batch.valid].double()
+        x, latents = batch.x[batch.valid].double(), latents_all[batch.valid]
         norm_x, norm_r = x.norm(dim=-1), reconstruction.norm(dim=-1)
         add("error2", (x - reconstruction).square().sum())
         add("x2", x.square().sum())

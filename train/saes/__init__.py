@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from common.config import build
 from common.errors import ConfigError, StoreError, nearest
 from common.files import read_json, write_file, write_json
-from train.saes.base import SAE
+from train.saes.base import SAE, SAEConfig
 from train.saes.batchtopk import BatchTopK
 from train.saes.standard import Standard
 from train.saes.topk import TopK
 
 REGISTRY: dict[str, type[SAE]] = {sae.variant: sae for sae in (Standard, TopK, BatchTopK)}
 WIDTH_FACTOR = 8  # default d_sae / d_model
+MAX_WINDOW = 128
 
 
 def variant_class(name: str) -> type[SAE]:
@@ -31,15 +32,20 @@ def variant_class(name: str) -> type[SAE]:
     return REGISTRY[name]
 
 
-def make_sae(variant: str, options: dict[str, Any], d_in: int, seed: int, where: str) -> SAE:
-    """A new SAE with its defaults settled.
+def settle_config(variant: str, options: dict[str, Any], d_in: int, context: int, where: str) -> SAEConfig:
+    """A variant's settings with their defaults: 8 × d_model latents, and a window that fits `context` tokens.
 
     Raises:
         ConfigError: unknown variant or option, or a value that does not fit.
     """
-    cls = variant_class(variant)
-    config = build(cls.Config, {"d_sae": WIDTH_FACTOR * d_in} | options, where)
-    return cls(config, d_in, seed)
+    config = variant_class(variant).Config
+    window = min(config.model_fields["window"].default, context)
+    return build(config, {"d_sae": WIDTH_FACTOR * d_in, "window": window} | options, where)
+
+
+def make_sae(variant: str, options: dict[str, Any], d_in: int, seed: int, where: str, context: int = MAX_WINDOW) -> SAE:
+    """A new SAE with its defaults settled; raises as `settle_config`."""
+    return variant_class(variant)(settle_config(variant, options, d_in, context, where), d_in, seed)
 
 
 def save_sae(sae: SAE, folder: Path, facts: dict[str, Any]) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from common.config import Count, Settings
-from train.schedule import Clock
+from train.data.batch import Batch
+from train.schedule import Clock, dead_after
+
+Batches = Callable[[], Iterable[Batch]]
+"""Training batches in scaled units, the same ones at every call."""
 
 
 class SAEConfig(Settings):
@@ -22,6 +26,27 @@ class SAEConfig(Settings):
     model_config = ConfigDict(allow_inf_nan=False)
 
     d_sae: Count = Field(gt=0, description="Latents; default 8 × d_model.")
+    window: Count = Field(
+        1, gt=0, description="Tokens of a training window; a longer one shows a flat variant what a temporal one sees."
+    )
+
+
+class KeptConfig(SAEConfig):
+    """Settings of the variants that keep k latents."""
+
+    k: Count = Field(32, gt=0, description="Latents kept per token, on average over the batch.")
+    aux_alpha: float = Field(
+        1 / 32, ge=0, description="Weight of AuxK, which revives dead latents; the TopK paper's value."
+    )
+    k_anneal: float = Field(
+        0.0, ge=0, lt=1, description="Share of the run over which k falls linearly from d_model / 4; 0: k throughout."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> KeptConfig:
+        if self.k > self.d_sae:
+            raise ValueError(f"k = {self.k} is more than d_sae = {self.d_sae}")
+        return self
 
 
 @dataclass(frozen=True)
@@ -50,29 +75,38 @@ class SAE(nn.Module, ABC):
     """A sparse autoencoder.
 
     `encode`, `decode` and `forward` take and give raw activation units. Inside, training sees x·scale, with unit
-    mean squared norm; `fold()` moves the scale into the weights for good.
+    mean squared norm; `fold()` moves the scale into the weights for good, where a variant's equations allow it.
 
     Attributes:
         W_enc [d_in, d_sae], W_dec [d_sae, d_in] (unit rows), b_enc [d_sae], b_dec [d_in].
+        tokens_silent: tokens since each latent fired, int64 [d_sae].
         scale: input scale s, a scalar buffer; 1 once folded.
-        window: tokens that a training window must have; 1 for flat variants.
-        unit_rows: whether training keeps decoder rows at unit norm.
+        window: tokens of a training window.
+        unit_rows: matrices whose rows training keeps at unit norm.
+        beta1: Adam's first average, unless the learner says.
+        own_rate: parameters with a learning rate of their own; see `rates`.
+        foldable: whether the input scale can move into the weights; if not, it is kept and applied.
+        plain: options with which the variant is flat BatchTopK, for the tests; None where there are none.
     """
 
     variant: ClassVar[str]
     Config: ClassVar[type[SAEConfig]]
-    window: ClassVar[int] = 1
-    unit_rows: ClassVar[bool] = True
+    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    beta1: ClassVar[float] = 0.9
+    own_rate: ClassVar[tuple[str, ...]] = ()
+    foldable: ClassVar[bool] = True
+    plain: ClassVar[Mapping[str, Any] | None] = None
 
-    W_enc: nn.Parameter
-    W_dec: nn.Parameter
-    b_enc: nn.Parameter
-    b_dec: nn.Parameter
+    W_enc: Tensor
+    W_dec: Tensor
+    b_enc: Tensor
+    b_dec: Tensor
+    tokens_silent: Tensor
     scale: Tensor
 
     def __init__(self, config: SAEConfig, d_in: int, seed: int = 0) -> None:
         super().__init__()
-        self.config, self.d_in, self.d_sae = config, d_in, config.d_sae
+        self.config, self.d_in, self.d_sae, self.window = config, d_in, config.d_sae, config.window
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randn(config.d_sae, d_in, generator=generator)
         rows /= rows.norm(dim=-1, keepdim=True)
@@ -80,40 +114,59 @@ class SAE(nn.Module, ABC):
         self.W_enc = nn.Parameter(rows.t().contiguous())
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("tokens_silent", torch.zeros(config.d_sae, dtype=torch.int64))
         self.register_buffer("scale", torch.ones(()))
 
     # ---- for users: raw units ------------------------------------------------------------------------------
 
-    def encode(self, x: Tensor) -> Tensor:
-        """Latents in raw units: [N, d_in] -> [N, d_sae], N independent rows; [B, T, d_in] -> [B, T, d_sae]."""
-        windows = self._windows(x)
-        return (self.codes(windows * self.scale) / self.scale).view(*x.shape[:-1], self.d_sae)
+    def encode(self, x: Tensor | Batch) -> Tensor:
+        """Latents in raw units: [N, d_in] -> [N, d_sae], N independent rows; [B, T, d_in] -> [B, T, d_sae].
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Reconstruction in raw units from latents in raw units, [..., d_sae] -> [..., d_in]."""
-        return latents @ self.W_dec + self.b_dec / self.scale
+        Rows of a [B, T, d_in] tensor are one document each; a `Batch` says where documents begin.
+        """
+        batch, shape = self._batch(x)
+        return (self.codes(batch.with_x(batch.x * self.scale)) / self.scale).view(*shape, self.d_sae)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, batch: Batch | None = None) -> Tensor:
+        """Reconstruction in raw units from latents in raw units: [N, d_sae], or [B, T, d_sae] with its `Batch`."""
+        windows = latents[:, None] if latents.dim() == 2 else latents
+        batch = batch if batch is not None else Batch.of(latents.new_zeros(*windows.shape[:2], 0))
+        return (self.reconstruct(windows * self.scale, batch) / self.scale).view(*latents.shape[:-1], self.d_in)
+
+    def forward(self, x: Tensor | Batch) -> Tensor:
         """`decode(encode(x))`."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x if isinstance(x, Batch) else None)
 
-    def _windows(self, x: Tensor) -> Tensor:
-        if x.dim() not in (2, 3) or x.shape[-1] != self.d_in:
-            raise ValueError(f"expected [N, {self.d_in}] or [B, T, {self.d_in}], got {list(x.shape)}")
-        x = x.to(self.W_enc.dtype)
-        return x[:, None] if x.dim() == 2 else x
+    def _batch(self, x: Tensor | Batch) -> tuple[Batch, torch.Size]:
+        values = x.x if isinstance(x, Batch) else x
+        if values.dim() not in (2, 3) or values.shape[-1] != self.d_in:
+            raise ValueError(f"expected [N, {self.d_in}] or [B, T, {self.d_in}], got {list(values.shape)}")
+        values = values.to(self.W_enc.dtype)
+        if isinstance(x, Batch):
+            return x.with_x(values), values.shape[:-1]
+        return Batch.of(values[:, None] if values.dim() == 2 else values), values.shape[:-1]
 
     # ---- for the trainer: scaled units ---------------------------------------------------------------------
 
     @abstractmethod
-    def codes(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         """Latents as used after training; they depend on nothing but each window."""
 
+    def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
+        """x̂ from latents; `batch` says which positions belong together, its x is not looked at."""
+        return latents @ self.W_dec + self.b_dec
+
     @abstractmethod
-    def training_pass(
-        self, x: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"], n_valid: int, clock: Clock
-    ) -> Output:
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
         """Loss parts and codes for one batch; updates the variant's own buffers (averages, counters)."""
+
+    def dead(self, clock: Clock) -> Bool[Tensor, " L"]:
+        """Which latents have been silent for long."""
+        return self.tokens_silent >= dead_after(clock.n_steps, clock.batch_tokens)
+
+    def rates(self, clock: Clock) -> tuple[float, float]:
+        """Factors on the learning rate: of all parameters, and beside that one of those in `own_rate`."""
+        return 1.0, 1.0
 
     @torch.no_grad()
     def start(self, scale: float, b_dec: Tensor) -> None:
@@ -121,14 +174,34 @@ class SAE(nn.Module, ABC):
         self.scale.fill_(scale)
         self.b_dec.copy_(b_dec)
 
+    def landmarks(self, n_steps: int) -> tuple[int, ...]:
+        """Steps before which the variant wants to look at training batches and change itself: see `revise`."""
+        return ()
+
+    def revise(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
+        """Change itself at a landmark, a pure function of the weights, the batches and the step.
+
+        All batches are read before anything is changed, since reading may be interrupted.
+
+        Returns:
+            parameter name to a mask (broadcastable to it) of entries whose optimizer averages start anew.
+        """
+        return {}
+
+    @torch.no_grad()  # after_step is a hook: most variants have nothing to do
+    def after_step(self, clock: Clock) -> None:
+        """Called after every optimizer step, decoder rows already at unit norm."""
+
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Float[Tensor, "B T D"]]) -> dict[str, float]:
-        """Settle what inference needs on scaled training batches at the end of training; returns what was set."""
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        """Settle what inference needs on training batches at the end of training; returns what was set."""
         return {}
 
     @torch.no_grad()
     def fold(self) -> None:
         """Move the input scale into the biases, so that scale = 1 and all units are raw. Encodings stay equal."""
+        if not self.foldable:
+            return
         self.b_enc.div_(self.scale)
         self.b_dec.div_(self.scale)
         self.fold_extra(self.scale)

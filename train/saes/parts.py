@@ -53,6 +53,13 @@ def batch_top_k(u: Float[Tensor, "B T L"], n_kept: int) -> Float[Tensor, "B T L"
     return torch.zeros_like(flat).scatter(0, indices, values).view_as(u)
 
 
+def annealed_k(k: int, d_in: int, share: float, progress: float) -> float:
+    """k of a step: from d_in / 4 down to `k`, linearly over the first `share` of the run."""
+    if progress >= share:
+        return float(k)
+    return k + max(d_in / 4 - k, 0.0) * (1 - progress / share)
+
+
 def aux_k_loss(
     residual: Float[Tensor, "B T D"],
     u: Float[Tensor, "B T L"],

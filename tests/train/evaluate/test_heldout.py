@@ -67,8 +67,8 @@ class Fixed(SAE):
 
     variant = "fixed"
 
-    def codes(self, x: Tensor) -> Tensor:
-        return torch.relu(x @ self.W_enc)
+    def codes(self, batch: Batch) -> Tensor:
+        return torch.relu(batch.x @ self.W_enc)
 
     def training_pass(self, *_: object) -> None:  # type: ignore[override]
         raise AssertionError("not trained")

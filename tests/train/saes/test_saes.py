@@ -39,9 +39,7 @@ def windows_of(sae: SAE, n: int, seed: int = 0) -> Tensor:
 
 
 def batch_of(x: Tensor, valid: Tensor | None = None) -> Batch:
-    torch.zeros(x.shape[:2], dtype=torch.int32)
-    mask = torch.ones(x.shape[:2], dtype=torch.bool) if valid is None else valid
-    return Batch(x, mask, int(mask.sum()), lambda: torch.zeros(*mask.shape, 3, dtype=torch.int32))
+    return Batch.of(x, valid=valid)
 
 
 def learner_of(sae: SAE, n_steps: int, lr: float | None = None) -> Learner:
@@ -56,7 +54,7 @@ def trained(variant: str, n_steps: int = 60) -> SAE:
     learner = learner_of(sae, n_steps, lr=1e-3)
     for step in range(n_steps):
         batch = batch_of(windows_of(sae, 64, seed=step) / 0.37)
-        learner.train_step(batch.x, batch, 64 * sae.window)
+        learner.train_step(batch, 64 * sae.window)
     return sae
 
 
@@ -96,9 +94,7 @@ def test_codes_do_not_depend_on_other_windows_of_the_batch(variant: str) -> None
 def test_the_gradient_reaches_every_parameter(variant: str) -> None:
     sae = new_sae(variant)
     x = windows_of(sae, 64)
-    output = sae.training_pass(
-        x, torch.ones(x.shape[:2], dtype=torch.bool), x.shape[0] * x.shape[1], Clock(50, 100, 64)
-    )
+    output = sae.training_pass(batch_of(x), Clock(50, 100, 64))
     output.total.backward()
     for name, parameter in sae.named_parameters():
         assert parameter.grad is not None, name
@@ -113,9 +109,7 @@ def test_the_total_is_the_sum_of_the_parts_with_everything_dead(variant: str) ->
         if name == "tokens_silent":
             buffer.fill_(10**9)
     x = windows_of(sae, 64)
-    output = sae.training_pass(
-        x, torch.ones(x.shape[:2], dtype=torch.bool), x.shape[0] * x.shape[1], Clock(50, 100, 64)
-    )
+    output = sae.training_pass(batch_of(x), Clock(50, 100, 64))
     parts = [part.item() for part in output.parts.values()]
     assert output.total.item() == pytest.approx(sum(parts), rel=1e-6)
     assert len(parts) >= 2
@@ -128,8 +122,7 @@ def test_the_first_loss_is_summed_over_dimensions(variant: str) -> None:
     x = windows_of(sae, 256)
     sae.start(1.0, x.mean((0, 1)))
     energy = (x - sae.b_dec).square().sum(-1).mean().item()
-    valid = torch.ones(x.shape[:2], dtype=torch.bool)
-    loss = float(sae.training_pass(x, valid, valid.numel(), Clock(0, 100, 64)).parts["reconstruction"].detach())
+    loss = float(sae.training_pass(batch_of(x), Clock(0, 100, 64)).parts["reconstruction"].detach())
     # a mean over d would be 64 times less (spec §3)
     assert 0.5 * energy < loss < 3 * energy
 
@@ -143,7 +136,7 @@ def test_invalid_positions_do_not_count(variant: str) -> None:
     for filler in (0.0, 1e3):
         sae = new_sae(variant)
         filled = torch.where(valid[..., None], x, filler)
-        output = sae.training_pass(filled, valid, int(valid.sum()), Clock(50, 100, 64))
+        output = sae.training_pass(batch_of(filled, valid), Clock(50, 100, 64))
         output.total.backward()
         assert sae.W_enc.grad is not None
         losses.append((output.total.detach(), sae.W_enc.grad))
@@ -170,7 +163,7 @@ def test_folding_keeps_the_reconstruction_in_raw_units(variant: str) -> None:
     sae = trained(variant)
     x = windows_of(sae, 200, seed=999) / 0.37
     with torch.no_grad():
-        sae.calibrate(windows_of(sae, 64, seed=step) for step in range(10))
+        sae.calibrate(lambda: (batch_of(windows_of(sae, 64, seed=step)) for step in range(10)))
         before, latents = sae(x), sae.encode(x)
         sae.fold()
         after = sae(x)
@@ -191,7 +184,7 @@ def test_calibration_keeps_the_reconstruction_of_free_rows(variant: str) -> None
     x = windows_of(sae, 100)
     with torch.no_grad():
         before = sae(x)
-        sae.calibrate([x])
+        sae.calibrate(lambda: [batch_of(x)])
         assert (sae(x) - before).norm() / before.norm() < 1e-5
 
 
@@ -199,8 +192,8 @@ def test_calibration_keeps_the_reconstruction_of_free_rows(variant: str) -> None
 def test_calibrated_l0_is_the_k_asked_for(variant: str) -> None:
     sae = trained(variant)
     batches = [windows_of(sae, 64, seed=step) for step in range(10)]
-    sae.calibrate(iter(batches))
-    l0 = (sae.codes(torch.cat(batches)) > 0).sum() / (640 * sae.window)
+    sae.calibrate(lambda: [batch_of(x) for x in batches])
+    l0 = (sae.codes(batch_of(torch.cat(batches))) > 0).sum() / (640 * sae.window)
     assert float(l0) == pytest.approx(K, rel=0.02)
 
 
@@ -218,9 +211,11 @@ def test_one_batch_is_learned_by_heart(variant: str) -> None:
     learner = learner_of(sae, n_steps, lr=3e-3)
     batch = batch_of(x)
     for _ in range(n_steps):
-        learner.train_step(x, batch, 512)
+        if learner.at_landmark():
+            learner.revise(lambda: [batch], 512)
+        learner.train_step(batch, 512)
     with torch.no_grad():
-        sae.calibrate([x])
+        sae.calibrate(lambda: [batch_of(x)])
         error = (x - sae(x)).square().sum()
         spread = (x - x.mean((0, 1))).square().sum()
     assert 1 - float(error / spread) > 0.99
@@ -238,13 +233,13 @@ def test_a_learner_restores_to_the_bit(variant: str, tmp_path: Path) -> None:
     straight, stopped = (learner_of(new_sae(variant), 20, lr=1e-3) for _ in range(2))
     for step in range(20):
         batch = batch_of(windows_of(straight.sae, 32, seed=step))
-        straight.train_step(batch.x, batch, 32)
+        straight.train_step(batch, 32)
         if step == 9:
             other = learner_of(new_sae(variant), 20, lr=1e-3)
             saved = read_checkpoint(save_checkpoint(tmp_path, 10, stopped.tensors(), stopped.facts(), {}))
             other.restore(saved.tensors, saved.facts)
             stopped = other
-        stopped.train_step(batch.x, batch, 32)
+        stopped.train_step(batch, 32)
     for group, tensors in straight.tensors().items():
         for name, value in tensors.items():
             assert torch.equal(value, stopped.tensors()[group][name]), f"{group} {name}"

@@ -1,0 +1,201 @@
+"""How few latents are active: budgets kept by BatchTopK, group by group, or an L1 penalty led to a target.
+
+BatchTopK (Bussmann et al. 2412.06410) keeps the k·N largest values over the batch's N valid tokens; inference is
+independent of the batch: f = u·1[u > θ], θ the running average of the smallest kept value, set anew on training
+tokens at the end so that L0 = k on average (spec §0.1). With several groups of latents (levels, time scales):
+
+    budgets   each group keeps its own share of k, with its own θ
+    joint     one BatchTopK over u / w of all groups together: thresholds proportional to the weights w
+    l1        λ·Σ_g w_g ⟨Σ f⟩ instead of a budget, λ led to L0 = k by a controller
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from train.saes.parts import annealed_k, batch_top_k, smallest_kept, threshold_for, update_average_
+from train.schedule import Clock, averaging, ramp
+
+AVERAGE_FROM = 0.05  # share of the run before the threshold's average starts
+PENALTY_WARMUP = 0.1  # share of the run over which a penalty rises
+RANGE = 30.0  # how far the controller may move λ, either way
+
+Mode = Literal["budgets", "joint", "l1"]
+
+
+class L0Controller(nn.Module):
+    """A penalty weight λ that follows the L0 wanted: λ ← λ·exp(η·clip(L0/L0* − 1, −1, 1)) (spec §0.8).
+
+    After the warm-up, within [λ₀/30, 30 λ₀]; η = 1e-3, more in runs under 10,000 steps so that it can cross its range.
+
+    Attributes:
+        weight: λ as it stands.
+        l0_average: running average of L0.
+    """
+
+    weight: Tensor
+    l0_average: Tensor
+
+    def __init__(self, weight: float, target_l0: float | None) -> None:
+        super().__init__()
+        self.first_weight, self.target_l0 = weight, target_l0
+        self.register_buffer("weight", torch.tensor(weight))
+        self.register_buffer("l0_average", torch.zeros(()))
+
+    def penalty(self, size: Float[Tensor, ""], clock: Clock) -> Float[Tensor, ""]:
+        """λ·c(t)·size, c rising over the first tenth of the run."""
+        return self.weight.clone() * ramp(clock, PENALTY_WARMUP) * size
+
+    @torch.no_grad()
+    def follow_(self, l0: Float[Tensor, ""], clock: Clock) -> None:
+        """Note the L0 of a batch, and move λ towards the target, if there is one."""
+        update_average_(self.l0_average, l0, averaging(clock.n_steps), clock.step == 0)
+        if self.target_l0 is None or clock.progress < PENALTY_WARMUP:
+            return
+        rate = max(1e-3, 10 / clock.n_steps)
+        error = (self.l0_average / self.target_l0 - 1).clamp(-1, 1)
+        self.weight *= torch.exp(rate * error)
+        self.weight.clamp_(self.first_weight / RANGE, self.first_weight * RANGE)
+
+
+class Sparsity(nn.Module):
+    """The active latents of one or more groups.
+
+    A variant asks group by group with `active` (a later group may depend on an earlier one's codes), then once with
+    `settle`, which gives the codes that count.
+
+    Args:
+        sizes: latents of each group.
+        k: latents per token in all.
+        d_in: k-annealing starts at d_in / 4.
+        mode: see the module.
+        weights: w of each group, for `joint` and `l1`.
+        shares: of k for each group, for `budgets`; default ∝ 1 / weights.
+        k_anneal: share of the run over which k falls to its value; 0: at once.
+        l1: λ at the start, for `l1`.
+
+    Attributes:
+        threshold: θ of each group [groups], in scaled units until folded.
+        controller: λ, for `l1`.
+    """
+
+    threshold: Tensor
+
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        k: int,
+        d_in: int,
+        mode: Mode = "budgets",
+        weights: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
+        k_anneal: float = 0.0,
+        l1: float = 0.03,
+    ) -> None:
+        super().__init__()
+        self.sizes, self.k, self.d_in, self.mode, self.k_anneal = tuple(sizes), k, d_in, mode, k_anneal
+        self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.sizes)
+        parts = [1 / weight for weight in self.weights] if shares is None else list(shares)
+        self.shares = tuple(part / sum(parts) for part in parts)
+        self.register_buffer("threshold", torch.zeros(len(self.sizes)))
+        self.controller = L0Controller(l1, k) if mode == "l1" else None
+
+    def k_at(self, clock: Clock) -> float:
+        """k of this step."""
+        return annealed_k(self.k, self.d_in, self.k_anneal, clock.progress)
+
+    def active(
+        self, u: Float[Tensor, "B T G"], group: int, n_valid: int, clock: Clock | None
+    ) -> Float[Tensor, "B T G"]:
+        """The codes of one group from its rectified pre-activations, 0 at invalid positions.
+
+        In `joint` they are provisional in training: chosen by the running thresholds. `clock` None: inference.
+        """
+        if self.mode == "l1":
+            return u
+        if clock is None or self.mode == "joint":
+            return u * (u > self.threshold[group])
+        n_kept = min(round(self.k_at(clock) * self.shares[group] * n_valid), u.numel())
+        kept = batch_top_k(u, n_kept)
+        self._note(kept, group, clock)
+        return kept
+
+    def settle(
+        self, u: Sequence[Tensor], codes: Sequence[Tensor], n_valid: int, clock: Clock | None
+    ) -> list[Float[Tensor, "B T _"]]:
+        """The codes that count, from all groups' rectified pre-activations and what `active` gave for them."""
+        if self.mode != "joint" or clock is None:
+            return list(codes)
+        scores = torch.cat([values / weight for values, weight in zip(u, self.weights, strict=True)], dim=-1)
+        kept = batch_top_k(scores, min(round(self.k_at(clock) * n_valid), scores.numel()))
+        self._note(kept, None, clock)
+        parts = kept.split(self.sizes, dim=-1)
+        return [part * weight for part, weight in zip(parts, self.weights, strict=True)]
+
+    def penalty(self, codes: Sequence[Tensor], n_valid: int, clock: Clock) -> dict[str, Float[Tensor, ""]]:
+        """The loss part of `l1` (unit decoder rows), after which λ follows L0; nothing in the other modes."""
+        if self.controller is None:
+            return {}
+        pairs = zip(self.weights, codes, strict=True)
+        size = torch.stack([weight * values.sum() / n_valid for weight, values in pairs]).sum()
+        part = self.controller.penalty(size, clock)
+        self.controller.follow_(torch.stack([(values > 0).sum() for values in codes]).sum() / n_valid, clock)
+        return {"sparsity": part}
+
+    @torch.no_grad()
+    def _note(self, kept: Tensor, group: int | None, clock: Clock) -> None:
+        smallest, first = smallest_kept(kept), clock.progress <= AVERAGE_FROM
+        beta = averaging(clock.n_steps)
+        if group is not None:
+            update_average_(self.threshold[group], smallest, beta, first)
+            return
+        for number, weight in enumerate(self.weights):
+            update_average_(self.threshold[number], smallest * weight, beta, first)
+
+    @torch.no_grad()
+    def calibrate(self, values: Callable[[], Iterable[Sequence[Tensor]]]) -> dict[str, float]:
+        """Set every θ on training tokens so that each group's L0 is its share of k.
+
+        Args:
+            values: at every call, batch by batch, the rectified pre-activations [tokens, group] of each group, as they
+                come out with the thresholds of earlier groups as they stand.
+
+        Returns:
+            the thresholds before and after, by name.
+        """
+        if self.mode == "l1":
+            return {}
+        before = self.threshold.clone()
+        if self.mode == "joint":
+            scores = (
+                torch.cat([part / weight for part, weight in zip(parts, self.weights, strict=True)], dim=-1)
+                for parts in values()
+            )
+            theta = threshold_for(scores, float(self.k))
+            self.threshold.copy_(theta * self.threshold.new_tensor(self.weights))
+        else:
+            for group, share in enumerate(self.shares):  # in turn: later groups see earlier ones' codes
+                self.threshold[group] = threshold_for((parts[group] for parts in values()), self.k * share)
+        return self._named("threshold_average", before) | self._named("threshold", self.threshold)
+
+    def _named(self, name: str, values: Tensor) -> dict[str, float]:
+        if len(values) == 1:
+            return {name: float(values[0])}
+        return {f"{name}_{number}": float(value) for number, value in enumerate(values)}
+
+    def logged(self) -> dict[str, Tensor]:
+        """What is worth a line in metrics."""
+        if self.controller is not None:
+            return {"l1_weight": self.controller.weight.clone()}
+        if len(self.sizes) == 1:
+            return {"threshold": self.threshold[0].clone()}
+        return {f"threshold_{number}": value.clone() for number, value in enumerate(self.threshold)}
+
+    def fold(self, scale: Tensor) -> None:
+        """Thresholds from scaled to raw units."""
+        self.threshold.div_(scale)
