@@ -1,152 +1,39 @@
 """The store: one zarr v3 group that both tools agree on. `docs/store.md` is the law, this is its owner.
 
-A chunk file without compression *is* the C-order array, so it is written whole and mapped back, past
-zarr-python (which writes at about 0.5 GB/s); the zarr metadata beside it stays true, so that any zarr v3 reader
-sees the same arrays.
+`common/layout.py` says which arrays there are, `common/arrays.py` what a chunk file is, `common/journal.py` what is
+committed, `common/checks.py` what can be wrong.
 """
 
 from __future__ import annotations
 
-import math
 import mmap
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.dtypes import NUMPY
+from common.arrays import ArraySpec, decode_chunk, encode_chunk
 from common.errors import ConfigError, DataError, StoreError, nearest
 from common.files import ASIDE, crc32c, fingerprint, read_json, write_file, write_json
 from common.journal import Entry, Journal
-
-FORMAT = 1
-HEADER = "granary"
-TOKENS, DOCUMENTS = "tokens", "documents"
-SUMMARY = ("count", "mean", "second_moment", "mean_squared_norm", "max_abs")
-PADDING = -1  # in `documents`: nothing may be trained on here
-COMPRESSION: dict[str, dict[str, Any]] = {
-    "zstd": {"cname": "zstd", "clevel": 5, "shuffle": "bitshuffle", "blocksize": 0}
-}
-
-
-def acts_array(hook: str) -> str:
-    return f"acts/{hook}"
-
-
-def norms_array(hook: str) -> str:
-    return f"norms/{hook}"
-
-
-def partial_array(hook: str) -> str:
-    return f"moments/{hook}/partial"
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Moments of the activations at one hook over the tokens that may be trained on.
-
-    Attributes:
-        count: tokens.
-        mean: E x, float64 [d_model].
-        second_moment: E x², float64 [d_model].
-        max_abs: largest |x| of any element.
-    """
-
-    count: int
-    mean: np.ndarray
-    second_moment: np.ndarray
-    max_abs: float
-
-    @property
-    def mean_squared_norm(self) -> float:
-        """E ‖x‖²."""
-        return float(self.second_moment.sum())
-
-    @property
-    def variance(self) -> float:
-        """E ‖x − E x‖², summed over dimensions."""
-        return float(self.second_moment.sum() - (self.mean**2).sum())
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a store, named so that a person can find it."""
-
-    array: str
-    chunk: int | None
-    what: str
-
-    def __str__(self) -> str:
-        where = self.array if self.chunk is None else f"{self.array} chunk {self.chunk}"
-        return f"{where}: {self.what}"
-
-
-@dataclass(frozen=True)
-class ArraySpec:
-    """Shape and type of one zarr array, chunked along its first axis only."""
-
-    shape: tuple[int, ...]
-    chunk_rows: int
-    dtype: str
-    compression: str | None = None
-    dimensions: tuple[str, ...] = ()
-
-    @property
-    def chunk_shape(self) -> tuple[int, ...]:
-        return (self.chunk_rows, *self.shape[1:])
-
-    @property
-    def numpy_dtype(self) -> np.dtype[Any]:
-        return NUMPY.get(self.dtype) or np.dtype(self.dtype)
-
-    @property
-    def chunk_bytes(self) -> int:
-        return math.prod(self.chunk_shape) * self.numpy_dtype.itemsize
-
-    def metadata(self) -> dict[str, Any]:
-        """The array's `zarr.json`."""
-        codecs: list[dict[str, Any]] = [{"name": "bytes", "configuration": {"endian": "little"}}]
-        if self.compression is not None:
-            settings = COMPRESSION[self.compression] | {"typesize": self.numpy_dtype.itemsize}
-            codecs.append({"name": "blosc", "configuration": settings})
-        return {
-            "zarr_format": 3,
-            "node_type": "array",
-            "shape": list(self.shape),
-            "data_type": self.dtype,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": list(self.chunk_shape)}},
-            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-            "fill_value": 0 if self.dtype.startswith("int") else 0.0,
-            "codecs": codecs,
-            "dimension_names": list(self.dimensions),
-            "attributes": {},
-        }
-
-
-def encode_chunk(spec: ArraySpec, data: np.ndarray) -> memoryview:
-    """The bytes of one chunk file."""
-    data = np.ascontiguousarray(data)
-    if spec.compression is None:
-        return data.reshape(-1).view(np.uint8).data
-    from numcodecs import blosc
-
-    settings = COMPRESSION[spec.compression]
-    encoded = blosc.compress(
-        data.view(f"i{data.dtype.itemsize}"), settings["cname"].encode(), settings["clevel"], blosc.BITSHUFFLE
-    )
-    return memoryview(encoded)
-
-
-def decode_chunk(spec: ArraySpec, data: bytes | mmap.mmap) -> np.ndarray:
-    """The array [chunk_rows, …] in one chunk file; over the same memory when it is not compressed."""
-    if spec.compression is None:
-        return np.frombuffer(data, spec.numpy_dtype).reshape(spec.chunk_shape)
-    from numcodecs import blosc
-
-    return np.frombuffer(blosc.decompress(bytes(data)), spec.numpy_dtype).reshape(spec.chunk_shape)
+from common.layout import (
+    DOCUMENTS,
+    FORMAT,
+    HEADER,
+    PADDING,
+    TOKENS,
+    acts_array,
+    array_names,
+    array_spec,
+    nodes,
+    norms_array,
+    partial_array,
+    root,
+    summary_array,
+)
+from common.moments import Moments
 
 
 class Store:
@@ -196,21 +83,9 @@ class Store:
 
     def write_metadata(self) -> None:
         """Write the group and array metadata for the header as it stands, arrays first."""
-        nodes = {name: self.spec(name).metadata() for name in self.array_names()}
-        nodes |= {group: _group_metadata({}) for group in self._groups()}
-        for name, metadata in nodes.items():
+        for name, metadata in nodes(self.header).items():
             write_json(self.path / name / "zarr.json", metadata)
-        root = _group_metadata({HEADER: self.header})
-        # consolidated: readers list the arrays without walking the folder, where the journal is no zarr node
-        # sorted: zarr-python takes siblings that do not lie together for several groups, and keeps the last one
-        flat = dict(sorted(nodes.items()))
-        root["consolidated_metadata"] = {"kind": "inline", "must_understand": False, "metadata": flat}
-        write_json(self.path / "zarr.json", root)
-
-    def _groups(self) -> list[str]:
-        if not self.hooks:
-            return []
-        return ["acts", "norms", "moments", *(f"moments/{hook}" for hook in self.hooks)]
+        write_json(self.path / "zarr.json", root(self.header))
 
     # ---- what it holds --------------------------------------------------------------------------------------
 
@@ -280,33 +155,11 @@ class Store:
         return earlier
 
     def array_names(self) -> list[str]:
-        names = [TOKENS, DOCUMENTS]
-        for hook in self.hooks:
-            names += [acts_array(hook), norms_array(hook), partial_array(hook)]
-            if self.hooks[hook]["summarised"]:
-                names += [f"moments/{hook}/{name}" for name in SUMMARY]
-        return names
+        return array_names(self.header)
 
     def spec(self, array: str) -> ArraySpec:
         """Shape, type and chunks of one of the store's arrays."""
-        axes = ("sequence", "position")
-        rows = (self.n_sequences, self.context)
-        if array in (TOKENS, DOCUMENTS):
-            return ArraySpec(rows, self.chunk_sequences, "int32", dimensions=axes)
-        kind, _, rest = array.partition("/")
-        if kind == "norms":
-            return ArraySpec(rows, self.chunk_sequences, "float32", dimensions=axes)
-        if kind == "acts":
-            info = self.hooks[rest]
-            shape = (*rows, int(info["d_model"]))
-            compression = self.identity["compression"]
-            return ArraySpec(shape, self.chunk_sequences, info["dtype"], compression, (*axes, "dimension"))
-        hook, _, name = rest.rpartition("/")
-        if name == "partial":
-            shape = (self.n_chunks, 2, self.d_model(hook))
-            return ArraySpec(shape, 1, "float64", dimensions=("chunk", "sum", "dimension"))
-        size = self.d_model(hook) if name in ("mean", "second_moment") else 1
-        return ArraySpec((size,), size, "float64", dimensions=("dimension",))
+        return array_spec(self.header, array)
 
     def sequences_in(self, chunk: int) -> int:
         """True sequences of a chunk; only the last one may have fewer than `chunk_sequences`."""
@@ -437,41 +290,14 @@ class Store:
             raise DataError(f"{self.path}: no token of {hook} may be trained on yet.")
         return Moments(count, total[0] / count, total[1] / count, max_abs)
 
-    # ---- checking -------------------------------------------------------------------------------------------
-
-    def problems(self, before_each: Callable[[], None] = lambda: None) -> Iterator[Problem]:
-        """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges.
-
-        Chunks that are simply not harvested yet are no problem. `before_each` is called before every chunk.
-        """
-        for number in self.journal.damaged_lines:
-            yield Problem("journal.jsonl", None, f"line {number} does not match its checksum")
-        if self.journal.torn_bytes:
-            yield Problem("journal.jsonl", None, f"unfinished last line ({self.journal.torn_bytes} bytes)")
-        known = set(self.array_names())
-        for (array, chunk), entry in sorted(self.journal.entries.items()):
-            if array not in known or chunk >= self.n_chunks:
-                continue
-            before_each()
-            wrong = self.check_size(array, chunk)
-            if wrong is None:
-                wrong = self._check_content(entry)
-            if wrong is not None:
-                yield Problem(array, chunk, wrong)
-
-    def _check_content(self, entry: Entry) -> str | None:
-        data = self.chunk_path(entry.array, entry.chunk).read_bytes()
-        found = crc32c(data)
-        if found != entry.crc32c:
-            return f"checksum {found} but the journal says {entry.crc32c}"
-        values = decode_chunk(self.spec(entry.array), data)[: entry.sequences]
-        if entry.array == TOKENS:
-            low, high, size = int(values.min()), int(values.max()), int(self.header["vocabulary"])
-            return None if low >= 0 and high < size else f"token ids {low} to {high}, the vocabulary has {size:,}"
-        if entry.array.startswith("acts/"):
-            bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float32, copy=False))))
-            return f"{bad:,} values are not finite" if bad else None
-        return None
+    def write_summary(self) -> None:
+        """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` for other readers."""
+        self.header = self.header | {"hooks": {hook: info | {"summarised": True} for hook, info in self.hooks.items()}}
+        for hook in self.hooks:
+            for name, values in self.moments(hook).summary().items():
+                array = summary_array(hook, name)
+                write_file(self.chunk_path(array, 0), encode_chunk(self.spec(array), values))
+        self.write_metadata()
 
     def leftovers(self) -> list[Path]:
         """Files aside that a kill left behind; they never count and may be deleted."""
@@ -500,27 +326,6 @@ class Store:
         return zarr.open_group(self.path, mode="r")
 
 
-def _group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {"zarr_format": 3, "node_type": "group", "attributes": attributes}
-
-
-def difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two identities, one `key: stored → asked` each, nested keys with dots."""
-    lines = []
-    for key in sorted(stored.keys() | asked.keys()):
-        ours, theirs = stored.get(key), asked.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += difference(ours, theirs, f"{prefix}{key}.")
-        elif ours != theirs:
-            lines.append(f"{prefix}{key}: {_short(ours)} → {_short(theirs)}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
-
-
 def open_store(path: str | Path) -> Store:
     """Open a store for reading.
 
@@ -528,15 +333,3 @@ def open_store(path: str | Path) -> Store:
         StoreError: nothing there, or not a Granary store.
     """
     return Store.open(path)
-
-
-def write_summary(store: Store) -> None:
-    """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` for other readers."""
-    store.header = store.header | {"hooks": {hook: info | {"summarised": True} for hook, info in store.hooks.items()}}
-    for hook in store.hooks:
-        moments = store.moments(hook)
-        for name in SUMMARY:
-            array = f"moments/{hook}/{name}"
-            value = np.atleast_1d(np.asarray(getattr(moments, name), np.float64))
-            write_file(store.path / array / "c" / "0", encode_chunk(store.spec(array), value))
-    store.write_metadata()

@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
+from common.checks import Problem
 from common.config import build
 from common.console import emit_json, format_bytes, say, table
 from common.errors import ConfigError, GranaryError, StoreError
 from common.options import options_from
-from common.store import Problem, Store
+from common.store import Store
 from harvest.config import CACHE, HarvestConfig
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from common.console import format_bytes
 from common.errors import GranaryError
+from common.layout import TOKENS
 from common.models import find_model, load_tokenizer
-from common.store import TOKENS, Store
+from common.store import Store
 
 
 def describe(store: Store) -> dict[str, Any]:

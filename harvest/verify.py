@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.checks import Problem
+from common.checks import problems as problems_of
 from common.console import say
 from common.errors import Interrupted
 from common.files import exclusive
 from common.stopping import Stop
-from common.store import Problem, Store
-from harvest.run import forward, missing_chunks, plan_for_repair, tokenise
+from common.store import Store
+from harvest.forward import forward, missing_chunks
+from harvest.plan import plan_for_repair
+from harvest.tokenize import tokenise
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ def verify(path: Path, stop: Stop) -> Report:
             raise Interrupted(f"stopped by {stop.signal_name} while checking; run the same command again.")
 
     store = Store.open(path)
-    return Report(list(store.problems(go_on)), len(store.journal.entries), count_missing(store))
+    return Report(list(problems_of(store, go_on)), len(store.journal.entries), count_missing(store))
 
 
 def count_missing(store: Store) -> int:
@@ -76,7 +80,7 @@ def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
     tokenise(plan, store, stop, only=chunks)
     todo = {chunk: hooks for chunk, hooks in missing_chunks(store).items() if chunk in chunks}
     if todo:
-        forward(plan, store, stop, todo, 0.0)
+        forward(plan, store, stop, todo)
     store.journal.rewrite()
     for (array, chunk), old in sorted(before.items()):
         if store.journal.entries[array, chunk].crc32c != old:

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from common.store import Store, acts_array, norms_array, partial_array
-from harvest.forward import ChunkBuffer
+from common.layout import acts_array, norms_array, partial_array
+from common.store import Store
+from harvest.chunks import ChunkBuffer
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from typing import Any
 import tomli_w
 import torch
 
+from common.checks import difference
 from common.config import build, read_toml
 from common.console import Progress, format_seconds, say
 from common.device import resolve_device
 from common.errors import ConfigError, GranaryError, Interrupted, StoreError, TrainingError
 from common.files import exclusive, read_json, write_file, write_json
 from common.stopping import Stop
-from common.store import Store, difference
+from common.store import Store
 from train.checkpoint import newest_whole, prune, save_checkpoint
 from train.config import DataConfig, FitConfig
 from train.data.batch import Batch

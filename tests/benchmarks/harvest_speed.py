@@ -13,7 +13,10 @@ import torch
 
 from common.models import LanguageModel, find_model, load_model
 from common.stopping import Stop
-from harvest.run import forward, make_plan, missing_chunks, prepare_store, tokenise
+from harvest.forward import forward, missing_chunks
+from harvest.plan import make_plan
+from harvest.prepare import prepare_store
+from harvest.tokenize import tokenise
 from tests.benchmarks.measure import Row, interleaved, median_ratio
 from tests.conftest import harvest_config
 
@@ -57,7 +60,7 @@ def run(rounds: int = 5) -> list[Row]:
             out.mkdir()
             store = prepare_store(plan)
             tokenise(plan, store, Stop())
-            forward(plan, store, Stop(), missing_chunks(store), 0.0)
+            forward(plan, store, Stop(), missing_chunks(store))
 
         def tokenise_once() -> None:
             shutil.rmtree(out, ignore_errors=True)

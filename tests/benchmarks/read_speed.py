@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from common.dtypes import NUMPY, to_torch
-from common.store import DOCUMENTS, TOKENS, Store, acts_array, norms_array, partial_array
+from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, partial_array
+from common.store import Store
 from tests.benchmarks.measure import Row, Timing, interleaved, median_ratio
 from train.data.reader import Batches
 

@@ -1,80 +1,75 @@
-"""The forward stage, against the model called directly."""
+"""The forward stage: values that are not finite, a disk that fills."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from common.errors import ConfigError
-from common.models import LanguageModel, find_model, load_model
-from harvest.forward import Forward
+from common.checks import problems
+from common.errors import StoreError
+from common.layout import TOKENS, acts_array, norms_array
+from common.store import Store
+from harvest import run
 from tests.conftest import HOOK
-
-CONTEXT, CHUNK = 12, 10
-
-
-@pytest.fixture(scope="module")
-def model(tiny_model: Path) -> LanguageModel:
-    return load_model(find_model(str(tiny_model)), "cpu")
+from tests.harvest.conftest import go, small
+from tests.stores import unequal
 
 
-def tokens(rows: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (CHUNK, CONTEXT), dtype=np.int32)[:rows]
+def test_harvest_of_values_that_are_not_finite_is_an_error(overflowing: Path, texts: Path, tmp_path: Path) -> None:
+    config = small(overflowing, texts, tmp_path / "x.zarr", dtype="float16")
+    pattern = (
+        r"x\.zarr blocks\.1\.hook_resid_post: [\d,]+ values are not finite, first in sequence \d+ "
+        r"\(float16 storage\)\. Say --on-nonfinite mask"
+    )
+    with pytest.raises(StoreError, match=pattern):
+        go(config)
+    assert Store.open(config.store_path()).committed(acts_array(HOOK)) == []
 
 
-def run(model: LanguageModel, rows: int, batch_size: int = 4, dtype: str = "float32") -> tuple[np.ndarray, np.ndarray]:
-    forward = Forward(model, {HOOK: 16}, dtype, CHUNK, CONTEXT, batch_size)
-    buffer = forward.new_buffer()
-    buffer.hooks[HOOK].acts.fill_(7)
-    assert forward.run(tokens(rows), np.ones((rows, CONTEXT), bool), buffer) == 0
-    buffer.wait()
-    assert buffer.hooks[HOOK].partial.result()[1]["count"] == rows * CONTEXT
-    return buffer.hooks[HOOK].arrays(rows)
+def test_harvest_masks_values_that_are_not_finite(overflowing: Path, texts: Path, tmp_path: Path) -> None:
+    config = small(overflowing, texts, tmp_path / "x.zarr", dtype="float16", on_nonfinite="mask")
+    outcome = go(config)
+    store = Store.open(config.store_path())
+    tokens, acts = store.rows(TOKENS, 0, 50), store.rows(acts_array(HOOK), 0, 50)
+    norms = store.rows(norms_array(HOOK), 0, 50)
+    bad = np.isnan(norms)
+    assert bad[tokens == ord("g")].all()
+    assert 0 < bad.sum() < bad.size
+    assert (acts[bad] == 0).all()
+    assert np.isfinite(acts).all()
+    assert outcome.nonfinite >= bad.sum()
+    assert store.moments(HOOK).count == (~bad & (tokens != 256)).sum()
+    assert list(problems(store)) == []
 
 
-def test_forward_equals_the_model_called_directly(model: LanguageModel) -> None:
-    acts, norms = run(model, CHUNK)
-    expected = model.capture(torch.from_numpy(tokens(CHUNK).astype(np.int64)), [HOOK])[HOOK].numpy()
-    assert np.allclose(acts, expected, atol=1e-5)  # another batch size rounds otherwise, at 1e-7
-    assert np.allclose(norms, np.linalg.norm(acts, axis=-1), rtol=1e-6)
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 400 kB, where one may be mounted."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("mounting a small disk takes root")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)  # a mapped chunk may wait for the collector
 
 
-@pytest.mark.parametrize("rows", [1, 4, 7])
-def test_forward_of_a_short_chunk_has_the_bits_of_a_full_one(model: LanguageModel, rows: int) -> None:
-    full, _ = run(model, CHUNK, dtype="bfloat16")
-    short, _ = run(model, rows, dtype="bfloat16")
-    assert short.shape == (rows, CONTEXT, 16)
-    assert short.tobytes() == full[:rows].tobytes()
-
-
-def test_forward_halves_its_batch_when_memory_runs_out(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, _ = run(model, CHUNK, batch_size=2)
-    run_hooks, sizes = model.run_hooks, []
-
-    def small_device(batch: torch.Tensor, *rest: object) -> None:
-        sizes.append(len(batch))
-        if len(batch) > 2:
-            raise torch.OutOfMemoryError("no memory")
-        run_hooks(batch, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(model, "run_hooks", small_device)
-    forward = Forward(model, {HOOK: 16}, "float32", CHUNK, CONTEXT, 8)
-    buffer = forward.new_buffer()
-    assert forward.run(tokens(CHUNK), np.ones((CHUNK, CONTEXT), bool), buffer) == 2
-    assert forward.batch_size == 2
-    assert sizes == [8, 4, 2, 2, 2, 2, 2]
-    assert buffer.hooks[HOOK].arrays(CHUNK)[0].tobytes() == expected.tobytes()
-    assert buffer.hooks[HOOK].partial.result()[1]["count"] == CHUNK * CONTEXT  # nothing counted twice
-
-
-def test_forward_gives_up_when_one_sequence_does_not_fit(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(*_: object) -> None:
-        raise torch.OutOfMemoryError("no memory")
-
-    monkeypatch.setattr(model, "run_hooks", no_memory)
-    forward = Forward(model, {HOOK: 16}, "float32", CHUNK, CONTEXT, 8)
-    with pytest.raises(ConfigError, match="single sequence"):
-        forward.run(tokens(CHUNK), np.ones((CHUNK, CONTEXT), bool), forward.new_buffer())
+def test_harvest_on_a_full_disk_says_so_and_goes_on_with_more_room(
+    little_disk: Path, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "check_room", lambda plan: None)  # the disk fills while the harvest runs
+    config = small(tiny_model, texts, little_disk / "x.zarr", tokens=12_800)
+    with pytest.raises(StoreError, match=r"no space left on the disk: [\d,]+ bytes to write, [\d,]+ free\."):
+        go(config)
+    store = Store.open(config.store_path())
+    assert store.journal.entries
+    assert list(problems(store)) == []
+    subprocess.run(["mount", "-o", "remount,size=8m", str(little_disk)], check=True)
+    go(config)
+    go(small(tiny_model, texts, tmp_path / "straight.zarr", tokens=12_800))
+    assert unequal(config.store_path(), tmp_path / "straight.zarr") == []

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.store import TOKENS, Store, acts_array
+from common.layout import TOKENS, acts_array
+from common.store import Store
 from harvest.info import describe, first_texts
 from tests.conftest import HOOK
 from tests.warm import WarmServer

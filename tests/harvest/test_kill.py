@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from common.store import TOKENS, Store
+from common.checks import problems
+from common.layout import TOKENS
+from common.store import Store
 from tests.stores import metadata_files, unequal
 from tests.warm import Child, WarmServer, wait_for
 
@@ -81,7 +83,7 @@ def test_harvest_killed_many_times_ends_with_the_same_bytes(
         assert unequal(path, straight) == []
         assert metadata_files(path) == metadata_files(straight)
         assert Store.open(path).leftovers() == []
-        assert list(Store.open(path).problems()) == []
+        assert list(problems(Store.open(path))) == []
 
 
 @pytest.mark.parametrize(("name", "n_lines", "stage"), [("SIGTERM", 3, "while tokenising"), ("SIGINT", 200, "after ")])
@@ -103,7 +105,7 @@ def test_harvest_stopped_by_a_signal_exits_75_and_goes_on(
     assert f"Interrupted: stopped by {name} {stage}" in ended.err
     assert "the same command goes on." in ended.err
     assert lines(path) < lines(straight)
-    assert list(Store.open(path).problems()) == []
+    assert list(problems(Store.open(path))) == []
     again = warm.run(command(path), tmp_path)
     assert again.code == 0, again.err
     assert unequal(path, straight) == []

@@ -12,8 +12,9 @@ import pytest
 
 from common.errors import DataError, Interrupted, StoreError
 from common.files import exclusive
+from common.layout import SUMMARY, TOKENS, acts_array, norms_array, partial_array
 from common.stopping import Stop
-from common.store import SUMMARY, TOKENS, Store, acts_array, norms_array, partial_array
+from common.store import Store
 from harvest import verify as module
 from harvest.run import harvest
 from harvest.verify import repair, verify

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from common.checks import problems
 from common.errors import StoreError
-from common.store import Store, acts_array
-from harvest.forward import ChunkBuffer, HookBuffer
+from common.layout import acts_array
+from common.store import Store
+from harvest.chunks import ChunkBuffer, HookBuffer
 from harvest.moments import PartialSums
 from harvest.writer import Job, Writers
 
@@ -59,7 +61,7 @@ def test_writers_commit_every_chunk_with_few_buffers(empty: Store, threads: int)
     assert [float(store.map_chunk(acts_array("a"), chunk, verify=True)[0, 0, 0]) for chunk in range(N)] == list(
         range(N)
     )
-    assert list(store.problems()) == []
+    assert list(problems(store)) == []
 
 
 def test_writers_raise_the_first_error_and_write_nothing_after_it(empty: Store) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from common.errors import Interrupted
+from common.layout import acts_array
 from common.stopping import Stop
-from common.store import Store, acts_array
+from common.store import Store
 from tests.conftest import HOOK
 from tests.warm import Ended, WarmServer
 from train.evaluate.command import evaluate_runs

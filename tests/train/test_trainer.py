@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from common.config import build
 from common.errors import ConfigError, StoreError, TrainingError
+from common.layout import acts_array
 from common.stopping import Stop
-from common.store import Store, acts_array
+from common.store import Store
 from harvest.run import harvest
 from tests.conftest import HOOK, harvest_config
 from train.config import FitConfig

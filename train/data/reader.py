@@ -18,7 +18,8 @@ from common.config import build
 from common.dtypes import TORCH, to_torch
 from common.errors import ConfigError, DataError, StoreError
 from common.files import crc32c, fingerprint
-from common.store import DOCUMENTS, TOKENS, Store, acts_array, norms_array
+from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array
+from common.store import Store
 from train.config import DataConfig
 from train.data.batch import Batch
 from train.data.mapping import bring_in, can_map, map_side_by_side

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.errors import DataError
-from common.store import DOCUMENTS, TOKENS, Store, norms_array
+from common.layout import DOCUMENTS, TOKENS, norms_array
+from common.store import Store
 from train.data.shuffle import hashes, key_of
 
 NORM_SAMPLE_CHUNKS = 32

@@ -15,8 +15,9 @@ import torch
 
 from common.config import build
 from common.errors import ConfigError, StoreError
+from common.layout import acts_array
 from common.stopping import Stop
-from common.store import Store, acts_array
+from common.store import Store
 from harvest.run import harvest
 from tests.conftest import HOOK, harvest_config
 from train.config import DataConfig

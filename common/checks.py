@@ -1,0 +1,82 @@
+"""What is wrong with a store, and in what two identities differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.arrays import decode_chunk
+from common.files import crc32c
+from common.journal import Entry
+from common.layout import TOKENS
+from common.store import Store
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a store, named so that a person can find it."""
+
+    array: str
+    chunk: int | None
+    what: str
+
+    def __str__(self) -> str:
+        where = self.array if self.chunk is None else f"{self.array} chunk {self.chunk}"
+        return f"{where}: {self.what}"
+
+
+def problems(store: Store, before_each: Callable[[], None] = lambda: None) -> Iterator[Problem]:
+    """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges.
+
+    Chunks that are simply not harvested yet are no problem. `before_each` is called before every chunk.
+    """
+    for number in store.journal.damaged_lines:
+        yield Problem("journal.jsonl", None, f"line {number} does not match its checksum")
+    if store.journal.torn_bytes:
+        yield Problem("journal.jsonl", None, f"unfinished last line ({store.journal.torn_bytes} bytes)")
+    known = set(store.array_names())
+    for (array, chunk), entry in sorted(store.journal.entries.items()):
+        if array not in known or chunk >= store.n_chunks:
+            continue
+        before_each()
+        wrong = store.check_size(array, chunk)
+        if wrong is None:
+            wrong = check_content(store, entry)
+        if wrong is not None:
+            yield Problem(array, chunk, wrong)
+
+
+def check_content(store: Store, entry: Entry) -> str | None:
+    """What is wrong with a chunk file of the right length, or None."""
+    data = store.chunk_path(entry.array, entry.chunk).read_bytes()
+    found = crc32c(data)
+    if found != entry.crc32c:
+        return f"checksum {found} but the journal says {entry.crc32c}"
+    values = decode_chunk(store.spec(entry.array), data)[: entry.sequences]
+    if entry.array == TOKENS:
+        low, high, size = int(values.min()), int(values.max()), int(store.header["vocabulary"])
+        return None if low >= 0 and high < size else f"token ids {low} to {high}, the vocabulary has {size:,}"
+    if entry.array.startswith("acts/"):
+        bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float32, copy=False))))
+        return f"{bad:,} values are not finite" if bad else None
+    return None
+
+
+def difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, one `key: stored → asked` each, nested keys with dots."""
+    lines = []
+    for key in sorted(stored.keys() | asked.keys()):
+        ours, theirs = stored.get(key), asked.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines += difference(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {_short(ours)} → {_short(theirs)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text

@@ -1,0 +1,142 @@
+"""One chunk's tokens through the model, into host buffers in the storage type.
+
+Chunks are independent. A batch always has the shape it would have in a full chunk (missing rows are zeros), so
+that a sequence's activations do not depend on how full its chunk was: resume, repair and extension give equal bytes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.dtypes import TORCH, to_numpy
+from common.errors import ConfigError
+from common.models import LanguageModel
+from harvest.moments import PartialSums
+
+
+@dataclass
+class HookBuffer:
+    """Host memory for one chunk at one hook, pinned when the model is on a GPU, and what was summed over it."""
+
+    acts: torch.Tensor
+    norms: torch.Tensor
+    partial: PartialSums
+
+    def arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Activations [rows, context, d_model] and norms [rows, context] as numpy, no copy."""
+        return to_numpy(self.acts)[:rows], self.norms.numpy()[:rows]
+
+
+@dataclass
+class ChunkBuffer:
+    """One chunk on its way from the model to the disk.
+
+    Attributes:
+        copied: recorded after the last device-to-host copy, None on a CPU.
+    """
+
+    hooks: dict[str, HookBuffer]
+    copied: Any = None
+
+    def wait(self) -> None:
+        """Until all copies have arrived."""
+        if self.copied is not None:
+            self.copied.synchronize()
+
+
+class Forward:
+    """Runs chunks; halves its batch when memory runs out.
+
+    Attributes:
+        batch_size: sequences per forward pass now.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        widths: dict[str, int],
+        dtype: str,
+        chunk_sequences: int,
+        context: int,
+        batch_size: int,
+    ) -> None:
+        self.model, self.widths, self.dtype = model, widths, TORCH[dtype]
+        self.chunk_sequences, self.context = chunk_sequences, context
+        self.batch_size = min(batch_size, chunk_sequences)
+        self.cuda = model.device.type == "cuda"
+        self.copies = torch.cuda.Stream(model.device) if self.cuda else None
+
+    def new_buffer(self) -> ChunkBuffer:
+        """Memory for one chunk at all hooks."""
+        shape = (self.chunk_sequences, self.context)
+        return ChunkBuffer(
+            {
+                hook: HookBuffer(
+                    torch.empty(*shape, width, dtype=self.dtype, pin_memory=self.cuda),
+                    torch.empty(shape, dtype=torch.float32, pin_memory=self.cuda),
+                    PartialSums(width, self.model.device),
+                )
+                for hook, width in self.widths.items()
+            }
+        )
+
+    def run(self, tokens: np.ndarray, trainable: np.ndarray, buffer: ChunkBuffer) -> int:
+        """Fill `buffer` from tokens int32 [rows, context]; returns how often the batch had to be halved.
+
+        Raises:
+            ConfigError: one sequence alone does not fit.
+        """
+        halved = 0
+        while True:
+            try:
+                self._run(tokens, trainable, buffer)
+                return halved
+            except torch.OutOfMemoryError:
+                if self.batch_size == 1:
+                    raise ConfigError(
+                        f"out of memory with a single sequence of {self.context} tokens. Lower --context, "
+                        "choose --model-dtype bfloat16, or use a device with more memory."
+                    ) from None
+                self.batch_size, halved = self.batch_size // 2, halved + 1
+                torch.cuda.empty_cache()
+
+    def _run(self, tokens: np.ndarray, trainable: np.ndarray, buffer: ChunkBuffer) -> None:
+        rows = len(tokens)
+        for hook, width in self.widths.items():
+            buffer.hooks[hook].partial = PartialSums(width, self.model.device)
+        for start in range(0, rows, self.batch_size):
+            size = min(self.batch_size, self.chunk_sequences - start)
+            batch = torch.zeros(size, self.context, dtype=torch.int64)
+            taken = torch.from_numpy(tokens[start : start + size].astype(np.int64))
+            batch[: len(taken)] = taken
+            keep = torch.zeros(size, self.context, dtype=torch.bool)
+            keep[: len(taken)] = torch.from_numpy(trainable[start : start + size])
+            self._run_batch(batch, keep, len(taken), start, buffer)
+        if self.copies is not None:
+            buffer.copied = torch.cuda.Event()
+            buffer.copied.record(self.copies)
+
+    def _run_batch(self, batch: torch.Tensor, keep: torch.Tensor, real: int, start: int, buffer: ChunkBuffer) -> None:
+        device = self.model.device
+        keep = keep.to(device, non_blocking=True)
+
+        def see(hook: str, activations: torch.Tensor) -> None:
+            target = buffer.hooks[hook]
+            stored = activations.detach().flatten(2)[:real].to(self.dtype)
+            values, norms = target.partial.add(stored, keep[:real])
+            if self.copies is None:
+                target.acts[start : start + real] = values
+                target.norms[start : start + real] = norms
+                return
+            self.copies.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(self.copies):
+                target.acts[start : start + real].copy_(values, non_blocking=True)
+                target.norms[start : start + real].copy_(norms, non_blocking=True)
+                values.record_stream(self.copies)
+                norms.record_stream(self.copies)
+
+        self.model.run_hooks(batch.to(device, non_blocking=True), list(self.widths), see)

@@ -1,0 +1,180 @@
+"""The plan: what is asked made exact, as an identity, with the model loaded and the texts found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.checks import difference
+from common.config import build
+from common.corpus import Corpus, open_corpus
+from common.device import resolve_device
+from common.dtypes import NUMPY
+from common.errors import ConfigError, DataError, StoreError
+from common.layout import FORMAT
+from common.models import RESID_POST, LanguageModel, find_model, load_model
+from common.store import Store
+from harvest.config import HarvestConfig
+
+CHUNK_BYTES = 64 * 2**20
+CHUNK_MULTIPLE = 16  # sequences: keeps chunk files whole pages, so that several can be mapped as one
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A harvest made exact.
+
+    Attributes:
+        widths: hook name to d_model, for the hooks asked for.
+        held: the same, for the hooks that the store on disk already has.
+        identity: what decides the bytes; see docs/store.md.
+        n_sequences: rows of the finished store.
+    """
+
+    config: HarvestConfig
+    path: Path
+    model: LanguageModel
+    corpus: Corpus
+    widths: dict[str, int]
+    held: dict[str, int]
+    identity: dict[str, Any]
+    n_sequences: int
+
+    @property
+    def bos(self) -> int | None:
+        return self.model.tokenizer.bos if self.config.bos else None
+
+    @property
+    def context(self) -> int:
+        return int(self.identity["context"])
+
+    @property
+    def total_bytes(self) -> int:
+        """Size of the finished store's chunk files, uncompressed."""
+        chunk = int(self.identity["chunk_sequences"])
+        rows = -(-self.n_sequences // chunk) * chunk
+        widths = (self.held | self.widths).values()
+        per_token = 8 + sum(4 + width * NUMPY[self.identity["dtype"]].itemsize for width in widths)
+        return rows * self.context * per_token
+
+
+def make_plan(config: HarvestConfig) -> Plan:
+    """Load the model, find the texts, and settle every default.
+
+    Raises:
+        ConfigError: model, hook or corpus cannot be had.
+        StoreError: a file lies where the store should be.
+    """
+    path = config.store_path()
+    if path.is_file():
+        raise StoreError(f"{path}: a file, not a store. Choose another --out.")
+    existing = Store.open(path) if (path / "zarr.json").exists() else None
+    if existing and "tokens" not in config.model_fields_set:
+        config = config.model_copy(update={"tokens": existing.n_sequences * existing.context})
+    corpus = open_corpus(config.corpus_options())
+    texts = corpus.identity()  # before the model, which takes longer to load than texts take to be missed
+    source = find_model(config.model, config.revision)
+    device = resolve_device(config.device)
+    model_dtype = config.model_dtype
+    if model_dtype == "auto":
+        model_dtype = (
+            existing.identity["model_dtype"] if existing else ("float32" if device.type == "cpu" else "bfloat16")
+        )
+    model = load_model(source, str(device), model_dtype, config.tokenizer)
+    limit = getattr(model.bridge.cfg, "n_ctx", None)
+    if limit and config.context > limit:
+        raise ConfigError(f"--context {config.context}: {config.model} takes at most {limit} tokens.")
+    names = [RESID_POST.format(layer=layer) for layer in config.layer] + list(config.hook)
+    hooks = [model.resolve_hook(name) for name in dict.fromkeys(names)]
+    widths = measure_widths(model, hooks)
+    chunk = config.chunk_sequences or (existing.chunk_sequences if existing else None)
+    identity = {
+        "format": FORMAT,
+        "model": source.identity(),
+        "model_dtype": model_dtype,
+        "tokenizer": model.tokenizer.identity(),
+        "corpus": texts,
+        "packing": config.packing,
+        "context": config.context,
+        "bos": config.bos and model.tokenizer.bos is not None,
+        "dtype": config.dtype,
+        "compression": None if config.compression == "none" else config.compression,
+        "chunk_sequences": chunk or default_chunk(config.context, max(widths.values()), config.dtype),
+        "seed": config.seed,
+    }
+    held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
+    return Plan(config, path, model, corpus, widths, held, identity, -(-config.tokens // config.context))
+
+
+def measure_widths(model: LanguageModel, hooks: list[str]) -> dict[str, int]:
+    """d_model of each hook, seen in a pass over two tokens; heads and their dimensions are laid flat.
+
+    Raises:
+        ConfigError: a hook that never fires, or whose shape is not [batch, context, …].
+    """
+    probe = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    seen = model.capture(probe, hooks)
+    widths = {}
+    for hook in hooks:
+        if hook not in seen:
+            raise ConfigError(f"--hook {hook}: it exists in {model.source.name} but never fires in a forward pass.")
+        shape = tuple(seen[hook].shape)
+        if shape[:2] != (1, 2) or len(shape) < 3:
+            raise ConfigError(f"--hook {hook}: gives {list(shape)}; harvest needs [batch, position, …].")
+        widths[hook] = int(np.prod(shape[2:]))
+    return widths
+
+
+def default_chunk(context: int, d_model: int, dtype: str) -> int:
+    """Sequences that make a chunk file of about 64 MiB."""
+    row = context * d_model * NUMPY[dtype].itemsize
+    return max(CHUNK_BYTES // row // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
+
+
+def plan_for_repair(store: Store) -> Plan:
+    """The plan that made a store, from the settings it carries.
+
+    Raises:
+        StoreError: model or corpus are not what they were.
+    """
+    settings = {key: value for key, value in store.header["settings"].items() if key != "batch_size"}
+    config = build(
+        HarvestConfig,
+        settings
+        | {
+            "hook": tuple(store.hooks),
+            "tokens": store.n_sequences * store.context,
+            "chunk_sequences": store.chunk_sequences,
+            "allow_fewer": True,
+            "out": store.path,
+        },
+        f"{store.path}",
+    )
+    plan = make_plan(config)
+    refuse_other_identity(store, plan.identity)
+    return plan
+
+
+def refuse_other_identity(store: Store, identity: dict[str, Any]) -> None:
+    """Raise unless `identity` is the store's own.
+
+    Raises:
+        StoreError: with what differs, stored → asked.
+    """
+    lines = difference(store.identity, identity)
+    if lines:
+        raise StoreError(
+            f"{store.path}: the store there is another one (stored → asked): {'; '.join(lines)}. "
+            "Choose another --out, or give the same options."
+        )
+
+
+def dry_error(plan: Plan, found: int) -> DataError:
+    return DataError(
+        f"--corpus {plan.config.corpus}: it ran dry at {found:,} tokens, --tokens asked for {plan.config.tokens:,}. "
+        f"Say --allow-fewer, or --tokens {found}."
+    )

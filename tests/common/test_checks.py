@@ -1,0 +1,58 @@
+"""Every kind of damage has its words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from common.checks import difference, problems
+from common.layout import TOKENS
+from common.store import Store
+from tests.stores import CHUNK, CONTEXT, filled, flip_bit
+
+
+def test_difference_names_every_key_with_both_values() -> None:
+    stored = {"a": 1, "corpus": {"name": "x", "seed": 0}, "same": [1], "gone": "y", "hash": "0" * 64}
+    asked = {"a": 2, "corpus": {"name": "x", "seed": 1}, "same": [1], "new": None, "hash": "1" * 64}
+    assert difference(stored, asked) == [
+        "a: 1 → 2",
+        "corpus.seed: 0 → 1",
+        "gone: y → None",
+        "hash: 000000000000… → 111111111111…",
+    ]
+    assert difference(stored, stored) == []
+
+
+def test_problems_of_a_whole_store_are_none(store: Store, tmp_path: Path) -> None:
+    assert list(problems(store)) == []
+    compressed, _ = filled(tmp_path / "x.zarr", compression="zstd")
+    assert list(problems(compressed)) == []
+
+
+def test_problems_name_token_ids_out_of_range(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "x.zarr")
+    tokens = np.full((CHUNK, CONTEXT), 50, np.int32)
+    store.commit([(TOKENS, 1, tokens, {})])
+    assert [str(problem) for problem in problems(store)] == [
+        "tokens chunk 1: token ids 50 to 50, the vocabulary has 50"
+    ]
+    store.commit([(TOKENS, 1, -tokens, {})])
+    assert [str(problem) for problem in problems(store)] == [
+        "tokens chunk 1: token ids -50 to -50, the vocabulary has 50"
+    ]
+
+
+def test_problems_name_values_that_are_not_finite(tmp_path: Path) -> None:
+    store, values = filled(tmp_path / "x.zarr")
+    bad = values["acts/a"][:4].copy()
+    bad[1, 2, :3] = np.nan
+    store.commit([("acts/a", 0, bad, {})])
+    assert [str(problem) for problem in problems(store)] == ["acts/a chunk 0: 3 values are not finite"]
+
+
+def test_problems_name_altered_and_missing_files(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "x.zarr")
+    flip_bit(store.chunk_path("acts/a", 0))
+    store.chunk_path("norms/a", 1).unlink()
+    assert sorted(problem.array for problem in problems(store)) == ["acts/a", "norms/a"]

@@ -1,0 +1,95 @@
+"""What is asked made exact, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import build
+from common.errors import ConfigError, StoreError
+from common.models import LanguageModel, load_model
+from harvest import plan
+from harvest.config import HarvestConfig
+from harvest.plan import default_chunk
+from tests.conftest import HOOK
+from tests.harvest.conftest import go, small
+from tests.stores import array_files, metadata_files
+
+
+def test_default_chunk_is_about_64_mib() -> None:
+    size = default_chunk(128, 2304, "bfloat16")
+    assert size % 16 == 0
+    assert 0.9 * 2**26 < size * 128 * 2304 * 2 <= 2**26
+    assert default_chunk(2**20, 2**12, "float32") == 16
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"context": 256, "tokens": 2560}, r"--context 256: .* takes at most 128 tokens"),
+        ({"layer": (3,)}, r"layer 3, but .* has layers 0 to 2"),
+        ({"hook": ("blocks.1.hook_resid_pots",)}, r"Did you mean 'blocks\.1\.hook_resid_post'\?"),
+        ({"device": "warp"}, r"--device warp: not on this machine\. There is: cpu"),
+    ],
+)
+def test_harvest_names_what_cannot_be(
+    tiny_model: Path, texts: Path, tmp_path: Path, more: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        go(small(tiny_model, texts, tmp_path / "x.zarr", **more))
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_harvest_needs_a_layer_or_a_hook(tiny_model: Path) -> None:
+    with pytest.raises(ConfigError, match="name at least one --layer or --hook"):
+        build(HarvestConfig, {"model": str(tiny_model)}, "harvest run")
+
+
+def test_model_is_loaded_once_per_harvest(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[LanguageModel] = []
+
+    def counted(*args: Any, **options: Any) -> LanguageModel:
+        loads.append(load_model(*args, **options))
+        return loads[-1]
+
+    monkeypatch.setattr(plan, "load_model", counted)
+    go(small(tiny_model, texts, tmp_path / "x.zarr"))
+    assert len(loads) == 1
+
+
+def test_harvest_never_takes_a_file_for_a_store(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.zarr").write_text("mine")
+    with pytest.raises(StoreError, match=r"x\.zarr: a file, not a store\. Choose another --out\."):
+        go(small(tiny_model, texts, tmp_path / "x.zarr"))
+    assert (tmp_path / "x.zarr").read_text() == "mine"
+
+
+def test_harvest_of_another_identity_is_refused_with_the_difference(
+    finished: Path, tiny_model: Path, texts: Path, overflowing: Path
+) -> None:
+    before = metadata_files(finished) | array_files(finished)
+    with pytest.raises(
+        StoreError, match=r"another one \(stored → asked\): context: 32 → 64; dtype: bfloat16 → float32\."
+    ):
+        go(small(tiny_model, texts, finished, context=64, dtype="float32"))
+    with pytest.raises(StoreError, match=r"corpus\.content: [0-9a-f]{12}… → [0-9a-f]{12}…; .*seed: 0 → 1"):
+        go(small(tiny_model, texts, finished, seed=1))
+    with pytest.raises(StoreError, match=r"model\.weights: [0-9a-f]{12}… → [0-9a-f]{12}…\. Choose another --out"):
+        go(small(overflowing, texts, finished))
+    assert metadata_files(finished) | array_files(finished) == before
+
+
+def test_harvest_without_tokens_keeps_the_length_of_the_store(
+    finished: Path, tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "x.zarr")
+    sizes = {"context": 32, "chunk_sequences": 16, "batch_size": 8}
+    places = {"model": str(tiny_model), "corpus": str(texts), "out": tmp_path / "x.zarr"}
+    outcome = go(build(HarvestConfig, places | sizes | {"layer": (2,), "device": "cpu"}, "test"))
+    assert (outcome.sequences, outcome.tokens_harvested_now) == (50, 1600)
+    assert sorted(outcome.hooks) == [HOOK, "blocks.2.hook_resid_post"]
