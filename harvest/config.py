@@ -43,7 +43,9 @@ class HarvestConfig(Settings):
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
     batch_size: Count = Field(32, gt=0, description="Sequences per forward pass; halved when memory runs out.")
     chunk_sequences: Count | None = Field(
-        None, gt=0, description="Sequences per chunk; default: chunks of about 64 MiB."
+        None,
+        gt=0,
+        description="Sequences per chunk; default: chunks of about 64 MiB, or one chunk when all fit in less.",
     )
     compression: Literal["none", "zstd"] = Field(
         "none", description="zstd (with bitshuffle) for archives: smaller, but read far slower than mapped files."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from harvest.config import HarvestConfig
 
 CHUNK_BYTES = 64 * 2**20
 CHUNK_MULTIPLE = 16  # sequences: keeps chunk files whole pages, so that several can be mapped as one
+PAGE_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ def make_plan(config: HarvestConfig) -> Plan:
     names = [RESID_POST.format(layer=layer) for layer in config.layer] + list(config.hook)
     hooks = [model.resolve_hook(name) for name in dict.fromkeys(names)]
     widths = measure_widths(model, hooks)
+    n_sequences = -(-config.tokens // config.context)
     chunk = config.chunk_sequences or (existing.chunk_sequences if existing else None)
     identity = {
         "format": FORMAT,
@@ -103,11 +107,11 @@ def make_plan(config: HarvestConfig) -> Plan:
         "bos": config.bos and model.tokenizer.bos is not None,
         "dtype": config.dtype,
         "compression": None if config.compression == "none" else config.compression,
-        "chunk_sequences": chunk or default_chunk(config.context, max(widths.values()), config.dtype),
+        "chunk_sequences": chunk or default_chunk(n_sequences, config.context, widths.values(), config.dtype),
         "seed": config.seed,
     }
     held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
-    return Plan(config, path, model, corpus, widths, held, identity, -(-config.tokens // config.context))
+    return Plan(config, path, model, corpus, widths, held, identity, n_sequences)
 
 
 def measure_widths(model: LanguageModel, hooks: list[str]) -> dict[str, int]:
@@ -129,10 +133,17 @@ def measure_widths(model: LanguageModel, hooks: list[str]) -> dict[str, int]:
     return widths
 
 
-def default_chunk(context: int, d_model: int, dtype: str) -> int:
-    """Sequences that make a chunk file of about 64 MiB."""
-    row = context * d_model * NUMPY[dtype].itemsize
-    return max(CHUNK_BYTES // row // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
+def default_chunk(n_sequences: int, context: int, widths: Iterable[int], dtype: str) -> int:
+    """Sequences that make a chunk file of about 64 MiB at the widest hook, but no more than the store needs.
+
+    What it needs is rounded up to whole pages at every hook, where so many fit in a chunk.
+    """
+    rows = [context * width * NUMPY[dtype].itemsize for width in widths]
+    full = max(CHUNK_BYTES // max(rows) // CHUNK_MULTIPLE, 1) * CHUNK_MULTIPLE
+    step = max(PAGE_BYTES // math.gcd(PAGE_BYTES, row) for row in rows)
+    if step > full:
+        return min(full, n_sequences)
+    return min(full, -(-n_sequences // step) * step)
 
 
 def plan_for_repair(store: Store) -> Plan:

@@ -10,7 +10,9 @@ import pytest
 
 from common.config import build
 from common.errors import ConfigError, StoreError
+from common.layout import acts_array
 from common.models import LanguageModel, load_model
+from common.store import Store
 from harvest import plan
 from harvest.config import HarvestConfig
 from harvest.plan import default_chunk
@@ -19,11 +21,36 @@ from tests.harvest.conftest import go, small
 from tests.stores import array_files, metadata_files
 
 
-def test_default_chunk_is_about_64_mib() -> None:
-    size = default_chunk(128, 2304, "bfloat16")
-    assert size % 16 == 0
-    assert 0.9 * 2**26 < size * 128 * 2304 * 2 <= 2**26
-    assert default_chunk(2**20, 2**12, "float32") == 16
+@pytest.mark.parametrize(
+    ("n_sequences", "context", "widths", "dtype", "expected"),
+    [
+        (10**6, 128, (2304,), "bfloat16", 112),  # of 589,824 bytes each: 113.8 fill 64 MiB
+        (10**6, 128, (2304, 4608), "bfloat16", 48),  # the widest hook counts: 56.9 fill 64 MiB
+        (10**6, 2**20, (2**12,), "float32", 16),
+        (3, 2**20, (2**12,), "float32", 3),
+        (50, 128, (2304,), "bfloat16", 50),  # a small store is one chunk
+        (50, 32, (16,), "bfloat16", 52),  # 1,024 bytes each: a page holds 4
+        (50, 32, (16, 8), "bfloat16", 56),  # 8 at the other hook
+        (50, 127, (2305,), "bfloat16", 50),  # 585,470 bytes each: only 2,048 would make whole pages
+    ],
+)
+def test_default_chunk_is_about_64_mib_or_the_store_in_whole_pages(
+    n_sequences: int, context: int, widths: tuple[int, ...], dtype: str, expected: int
+) -> None:
+    assert default_chunk(n_sequences, context, widths, dtype) == expected
+
+
+def test_a_tiny_store_takes_little_room_and_keeps_its_chunks_when_extended(
+    tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "x.zarr"
+    assert go(small(tiny_model, texts, out, chunk_sequences=None)).sequences == 50
+    store = Store.open(out)
+    assert (store.chunk_sequences, store.n_chunks) == (52, 1)
+    assert store.chunk_path(acts_array(HOOK), 0).stat().st_size == 52 * 32 * 16 * 2 == 13 * 4096
+    go(small(tiny_model, texts, out, chunk_sequences=None, tokens=3200))
+    store = Store.open(out)
+    assert (store.n_sequences, store.chunk_sequences, store.n_chunks) == (100, 52, 2)
 
 
 @pytest.mark.parametrize(
