@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import tomllib
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
 
 from common.errors import ConfigError, nearest
 
@@ -15,7 +17,7 @@ SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
 def parse_count(value: Any) -> Any:
-    """A whole number from 4096, "4096", "64k", "2.5M", "1B"; anything else is left for the type check to refuse."""
+    """A whole number from 4096, "4096", "64k", "2.5M", "1B"; anything else as it is."""
     if not isinstance(value, str):
         return value
     text = value.strip().lower().replace("_", "").replace(",", "")
@@ -34,7 +36,22 @@ def refuse_bool(value: Any) -> Any:
     return value
 
 
-Count = Annotated[int, BeforeValidator(parse_count), BeforeValidator(refuse_bool)]
+def refuse_text(value: Any) -> Any:
+    """`value`, unless it is text that `parse_count` could not read."""
+    if isinstance(value, str):
+        raise ValueError("a whole number is needed, such as 4096, 64k or 10M")
+    return value
+
+
+# read from right to left
+Count = Annotated[int, BeforeValidator(refuse_text), BeforeValidator(parse_count), BeforeValidator(refuse_bool)]
+NEEDED = {
+    "int_parsing": "a whole number is needed",
+    "int_type": "a whole number is needed",
+    "int_from_float": "a whole number is needed",
+    "float_parsing": "a number is needed",
+    "float_type": "a number is needed",
+}
 
 
 class Settings(BaseModel):
@@ -63,9 +80,27 @@ def build(cls: type[S], values: dict[str, Any], where: str) -> S:
         name = ".".join(str(part) for part in first["loc"])
         if first["type"] == "missing":
             raise ConfigError(f"{where}: --{name.replace('_', '-')} is needed.") from None
-        message = first["msg"].removeprefix("Value error, ")
         value = f"{name} = {first['input']!r}: " if name else ""
-        raise ConfigError(f"{where}: {value}{message}") from None
+        raise ConfigError(f"{where}: {value}{reason(error)}") from None
+
+
+def check_flag(flag: str, field: FieldInfo, value: Any) -> None:
+    """Raise unless `value`, as it came from the command line, fits the field.
+
+    Raises:
+        ConfigError: naming the flag, the value and what is needed.
+    """
+    kind: Any = Annotated[field.annotation, field]
+    try:
+        TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"{flag} {shlex.quote(str(error.errors()[0]['input']))}: {reason(error)}.") from None
+
+
+def reason(error: ValidationError) -> str:
+    """Why the first value that does not fit does not, in words for people."""
+    first = error.errors()[0]
+    return NEEDED.get(first["type"], first["msg"].removeprefix("Value error, "))
 
 
 def read_toml(path: Path) -> dict[str, Any]:

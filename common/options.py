@@ -10,7 +10,7 @@ from typing import Any
 import click
 from pydantic.fields import FieldInfo
 
-from common.config import Settings
+from common.config import Settings, check_flag
 
 
 def options_from(cls: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:
@@ -38,15 +38,15 @@ def option_for(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], An
     if kind is bool:
         names = f"{flag}/--no-{name.replace('_', '-')}" if default else flag
         return click.option(
-            names, name, default=None, is_flag=True, help=help_text, expose_value=False, callback=keep_given
+            names, name, default=None, is_flag=True, help=help_text, expose_value=False, callback=keep_given(field)
         )
     if typing.get_origin(kind) is typing.Literal:
         choices = click.Choice([str(choice) for choice in typing.get_args(kind)])
-        return click.option(flag, name, type=choices, help=help_text, expose_value=False, callback=keep_given)
+        return click.option(flag, name, type=choices, help=help_text, expose_value=False, callback=keep_given(field))
     multiple = typing.get_origin(kind) is tuple
     metavar = "N" if kind is int or typing.get_args(kind)[:1] == (int,) else "TEXT"
     return click.option(
-        flag, name, multiple=multiple, metavar=metavar, help=help_text, expose_value=False, callback=keep_given
+        flag, name, multiple=multiple, metavar=metavar, help=help_text, expose_value=False, callback=keep_given(field)
     )
 
 
@@ -57,7 +57,15 @@ def plain_type(annotation: Any) -> Any:
     return typing.get_args(annotation)[0] if typing.get_origin(annotation) is typing.Annotated else annotation
 
 
-def keep_given(context: click.Context, parameter: click.Parameter, value: Any) -> None:
-    """Hand a value to the command only if the user gave it: the configuration owns the defaults."""
-    if value is not None and value != ():
-        context.params[str(parameter.name)] = value
+def keep_given(field: FieldInfo) -> Callable[[click.Context, click.Parameter, Any], None]:
+    """A callback that hands a value to the command only if the user gave it: the configuration owns the defaults.
+
+    It raises ConfigError, with the flag's name, when the value does not fit the field.
+    """
+
+    def keep(context: click.Context, parameter: click.Parameter, value: Any) -> None:
+        if value is not None and value != ():
+            check_flag(parameter.opts[0], field, value)
+            context.params[str(parameter.name)] = value
+
+    return keep

@@ -45,7 +45,7 @@ def test_parse_count_reads_suffixes(text: Any, number: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "k", "ten", "1.5", "10q", "nan", "inf"])
 def test_build_refuses_a_count_that_is_no_whole_number(text: str) -> None:
-    with pytest.raises(ConfigError, match=f"tokens = '{text}': "):
+    with pytest.raises(ConfigError, match=f"tokens = '{text}': a whole number is needed, such as 4096, 64k or 10M"):
         build(Example, {"model": "x", "tokens": text}, "test")
 
 

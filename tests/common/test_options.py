@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 import click
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from pydantic import Field
 
 from common.config import Count, Settings
+from common.errors import ConfigError
 from common.options import options_from
 
 
@@ -19,7 +21,8 @@ class Example(Settings):
     model: str = Field(description="Its name.")
     layer: tuple[int, ...] = Field((), description="Several.")
     tokens: Count = Field(10, description="How many.")
-    limit: Count | None = Field(None, description="At most.")
+    limit: Count | None = Field(None, gt=0, description="At most.")
+    share: float = Field(0.5, description="A part.")
     kind: Literal["a", "b"] = Field("a", description="Which.")
     bos: bool = Field(True, description="On by default.")
     fewer: bool = Field(False, description="Off by default.")
@@ -75,6 +78,22 @@ def test_options_refuse_what_is_not_there(arguments: tuple[str, ...], message: s
     result = given(*arguments)
     assert result["exit"] == 2
     assert message in result["output"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--tokens", "abc"), "--tokens abc: a whole number is needed, such as 4096, 64k or 10M."),
+        (("--tokens", ""), "--tokens '': a whole number is needed, such as 4096, 64k or 10M."),
+        (("--limit", "1.5"), "--limit 1.5: a whole number is needed, such as 4096, 64k or 10M."),
+        (("--limit", "0"), "--limit 0: Input should be greater than 0."),
+        (("--layer", "1", "--layer", "two"), "--layer two: a whole number is needed."),
+        (("--share", "half"), "--share half: a number is needed."),
+    ],
+)
+def test_options_name_the_flag_of_a_value_that_does_not_fit(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        given(*arguments)
 
 
 def test_options_help_holds_every_sentence_and_default() -> None:

@@ -164,7 +164,7 @@ def test_cli_errors_are_one_line_with_their_code(
 ) -> None:
     cases = [
         (["--hook", "blocks.7.hook_out"], 2, "ConfigError: --hook blocks.7.hook_out: layer 7"),
-        (["--tokens", "many"], 2, "ConfigError: harvest run: tokens = 'many'"),
+        (["--tokens", "many"], 2, "ConfigError: --tokens many: a whole number is needed, such as 4096, 64k or 10M."),
         (["--corpus", "none.txt"], 2, "ConfigError: --corpus none.txt: no such file or folder."),
         (["--tokens", "10M"], 4, "it ran dry at "),
     ]
