@@ -174,3 +174,20 @@ def test_cli_errors_are_one_line_with_their_code(
         assert message in ended.err
         assert "Traceback" not in ended.err
         assert ended.out == ""
+
+
+def test_layer_is_the_hidden_state_after_it_and_the_last_one_comes_before_the_final_norm(
+    tiny_model: Path, texts: Path, tmp_path: Path
+) -> None:
+    from transformers import AutoModel
+
+    go(small(tiny_model, texts, tmp_path / "x.zarr", layer=(1, 2), dtype="float32"))
+    found = Store.open(tmp_path / "x.zarr")
+    model = AutoModel.from_pretrained(tiny_model).eval()
+    with torch.inference_mode():
+        states = model(torch.from_numpy(found.rows(TOKENS, 0, 4)).long(), output_hidden_states=True).hidden_states
+    inner, last = (torch.from_numpy(found.rows(acts_array(f"blocks.{n}.hook_resid_post"), 0, 4).copy()) for n in (1, 2))
+    assert torch.allclose(inner, states[2], atol=1e-5)
+    assert not torch.allclose(last, states[3], atol=0.1)
+    with torch.inference_mode():
+        assert torch.allclose(model.final_layer_norm(last), states[3], atol=1e-4)
