@@ -123,6 +123,9 @@ def list_stores(folder: Path, as_json: bool) -> None:
             say(str(error))
     if as_json:
         emit_json(stores)
+    if not stores:
+        say(f"{folder}: no store here. Make one: harvest run --model demo --layer 3 --tokens 1M")
+        return
         return
     keys = ("path", "model", "hooks", "tokens", "harvested", "size")
     rows = [[", ".join(h["hook"] for h in s["hooks"]) if key == "hooks" else s[key] for key in keys] for s in stores]

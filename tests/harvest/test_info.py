@@ -64,6 +64,9 @@ def test_cli_list_shows_every_store_below_and_names_what_is_none(
 ) -> None:
     empty = warm.run(["harvest", "list", "--json"], tmp_path)
     assert (empty.code, json.loads(empty.out)) == (0, [])
+    empty = warm.run(["harvest", "list"], tmp_path)
+    advice = "cache: no store here. Make one: harvest run --model demo --layer 3 --tokens 1M\n"
+    assert (empty.code, empty.out, empty.err) == (0, "", advice)
     missing = warm.run(["harvest", "list", "nowhere"], tmp_path)
     assert (missing.code, missing.err) == (2, "ConfigError: nowhere: no such folder.\n")
     shutil.copytree(shared_store, tmp_path / "cache" / "deep" / "one.zarr")
