@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.arrays import decode_chunk
+from common.errors import GranaryError
 from common.files import crc32c
 from common.journal import Entry
-from common.layout import TOKENS
+from common.layout import TOKENS, summary_array
 from common.store import Store
 
 
@@ -29,7 +30,7 @@ class Problem:
 
 
 def problems(store: Store, before_each: Callable[[], None] = lambda: None) -> Iterator[Problem]:
-    """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges.
+    """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges, summaries.
 
     Chunks that are simply not harvested yet are no problem. `before_each` is called before every chunk.
     """
@@ -47,6 +48,9 @@ def problems(store: Store, before_each: Callable[[], None] = lambda: None) -> It
             wrong = check_content(store, entry)
         if wrong is not None:
             yield Problem(array, chunk, wrong)
+    for hook in store.hooks:
+        before_each()
+        yield from check_summary(store, hook)
 
 
 def check_content(store: Store, entry: Entry) -> str | None:
@@ -63,6 +67,29 @@ def check_content(store: Store, entry: Entry) -> str | None:
         bad = int(np.count_nonzero(~np.isfinite(values.astype(np.float32, copy=False))))
         return f"{bad:,} values are not finite" if bad else None
     return None
+
+
+def check_summary(store: Store, hook: str) -> Iterator[Problem]:
+    """The summary arrays that do not hold the merged partial sums.
+
+    They have no line in the journal. While a hook lacks chunks its summaries, if any, are those of an earlier length.
+    """
+    if not store.hooks[hook]["summarised"] or len(store.usable_chunks(hook)) < store.n_chunks:
+        return
+    try:
+        merged = store.moments(hook).summary()
+    except GranaryError:
+        return  # damaged partial sums: a problem of their own
+    for name, expected in merged.items():
+        array = summary_array(hook, name)
+        file, spec = store.chunk_path(array, 0), store.spec(array)
+        if not file.exists():
+            yield Problem(array, None, "the file is missing")
+        elif file.stat().st_size != spec.chunk_bytes:
+            yield Problem(array, None, f"{file.stat().st_size:,} bytes, expected {spec.chunk_bytes:,}")
+        # sums over dimensions may be taken in another order on another machine
+        elif not np.allclose(decode_chunk(spec, file.read_bytes()), expected, rtol=1e-12, atol=0):
+            yield Problem(array, None, "it does not hold the merged partial sums")
 
 
 def difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:

@@ -90,15 +90,14 @@ def verify(stop: Any, path: Path, repair: bool, as_json: bool) -> None:
     from harvest.verify import verify as check
 
     report = mend(path, stop) if repair else check(path, stop)
+    left = f", {report.missing} not harvested yet" if report.missing else ""
+    counted = f"{path}: {report.checked:,} chunk files checked, {count(report.problems)}{left}"
     if as_json:
         emit_json(dataclasses.asdict(report))
     else:
-        for problem in report.problems:
-            click.echo(str(problem))
-        left = f", {report.missing} not harvested yet" if report.missing else ""
-        click.echo(f"{path}: {report.checked:,} chunk files checked, {count(report.problems)}{left}")
+        click.echo("\n".join(map(str, report.problems)) or counted)
     if report.problems:
-        raise StoreError(f"{path}: {count(report.problems)}. Run: harvest verify {path} --repair")
+        raise StoreError(f"{counted}. Run: harvest verify {path} --repair")
 
 
 def count(problems: list[Problem]) -> str:
@@ -123,9 +122,9 @@ def list_stores(folder: Path, as_json: bool) -> None:
             say(str(error))
     if as_json:
         emit_json(stores)
+        return
     if not stores:
         say(f"{folder}: no store here. Make one: harvest run --model demo --layer 3 --tokens 1M")
-        return
         return
     keys = ("path", "model", "hooks", "tokens", "harvested", "size")
     rows = [[", ".join(h["hook"] for h in s["hooks"]) if key == "hooks" else s[key] for key in keys] for s in stores]

@@ -33,7 +33,7 @@ class Report:
 
 
 def verify(path: Path, stop: Stop) -> Report:
-    """Check every committed chunk: present, whole, checksum, finite, token ids in range; and the journal itself.
+    """Check every committed chunk: present, whole, checksum, finite, token ids in range; the journal; the summaries.
 
     Raises:
         Interrupted: asked to stop.
@@ -67,13 +67,22 @@ def repair(path: Path, stop: Stop) -> Report:
 
 
 def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
-    """Take what is damaged for not harvested, and do just those chunks again.
+    """Harvest the damaged chunks again, then write the summaries and the journal anew.
 
     The journal file keeps its damaged lines to the end, so that a repair that is killed forgets no damage.
     """
-    plan = plan_for_repair(store)
     damaged = {(problem.array, problem.chunk) for problem in problems if problem.chunk is not None}
     damaged |= lost_chunks(store)
+    if damaged:
+        harvest_again(store, damaged, stop)
+    if any(problem.array in store.array_names() and problem.chunk is None for problem in problems):
+        store.write_summary()
+    store.journal.rewrite()
+
+
+def harvest_again(store: Store, damaged: set[tuple[str, int]], stop: Stop) -> None:
+    """Take what is damaged for not harvested, and do just those chunks again."""
+    plan = plan_for_repair(store)
     before = {key: store.journal.entries[key].crc32c for key in damaged if key in store.journal.entries}
     store.journal.forget(damaged)
     chunks = {chunk for _, chunk in damaged}
@@ -81,7 +90,6 @@ def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
     todo = {chunk: hooks for chunk, hooks in missing_chunks(store).items() if chunk in chunks}
     if todo:
         forward(plan, store, stop, todo)
-    store.journal.rewrite()
     for (array, chunk), old in sorted(before.items()):
         if store.journal.entries[array, chunk].crc32c != old:
             say(f"{store.path} {array} chunk {chunk}: repaired, but this machine computes other bytes than before")

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common.checks import difference, problems
-from common.layout import TOKENS
+from common.layout import TOKENS, partial_array, summary_array
 from common.store import Store
 from tests.stores import CHUNK, CONTEXT, filled, flip_bit
 
@@ -49,6 +49,20 @@ def test_problems_name_values_that_are_not_finite(tmp_path: Path) -> None:
     bad[1, 2, :3] = np.nan
     store.commit([("acts/a", 0, bad, {})])
     assert [str(problem) for problem in problems(store)] == ["acts/a chunk 0: 3 values are not finite"]
+
+
+def test_problems_name_summaries_that_do_not_hold_the_partial_sums(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "x.zarr")
+    second = store.chunk_path(summary_array("a", "second_moment"), 0)
+    values = np.frombuffer(second.read_bytes(), np.float64)
+    second.write_bytes((values * (1 + 1e-15)).tobytes())  # summed in another order
+    assert list(problems(store)) == []
+    second.write_bytes((values * (1 + 1e-9)).tobytes())
+    assert [str(problem) for problem in problems(store)] == [
+        "moments/a/second_moment: it does not hold the merged partial sums"
+    ]
+    store.journal.rewrite(drop=[(partial_array("a"), 1)])  # not complete: of an earlier length, perhaps
+    assert list(problems(store)) == []
 
 
 def test_problems_name_altered_and_missing_files(tmp_path: Path) -> None:

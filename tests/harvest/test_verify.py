@@ -12,7 +12,7 @@ import pytest
 
 from common.errors import DataError, Interrupted, StoreError
 from common.files import exclusive
-from common.layout import SUMMARY, TOKENS, acts_array, norms_array, partial_array
+from common.layout import SUMMARY, TOKENS, acts_array, norms_array, partial_array, summary_array
 from common.stopping import Stop
 from common.store import Store
 from harvest import verify as module
@@ -108,6 +108,24 @@ def lose_two_neighbours(path: Path) -> list[str]:
     return [f"journal.jsonl: line {number} does not match its checksum", "tokens chunk 4: the file is missing"]
 
 
+def flip_summary(path: Path) -> list[str]:
+    flip_bit(path / summary_array(HOOK, "mean") / "c" / "0", 6)  # in the exponent
+    return [f"{summary_array(HOOK, 'mean')}: it does not hold the merged partial sums"]
+
+
+def lose_and_cut_summaries(path: Path) -> list[str]:
+    (path / summary_array(HOOK, "count") / "c" / "0").unlink()
+    (path / summary_array(HOOK, "max_abs") / "c" / "0").write_bytes(b"")
+    return [
+        f"{summary_array(HOOK, 'count')}: the file is missing",
+        f"{summary_array(HOOK, 'max_abs')}: 0 bytes, expected 8",
+    ]
+
+
+def flip_tokens_and_summary(path: Path) -> list[str]:
+    return [*flip_tokens(path), *flip_summary(path)]
+
+
 DAMAGE: list[Callable[[Path], list[str]]] = [
     flip_activation,
     cut_chunk,
@@ -120,6 +138,9 @@ DAMAGE: list[Callable[[Path], list[str]]] = [
     damage_line_of_activations,
     damage_line_of_tokens,
     lose_two_neighbours,
+    flip_summary,
+    lose_and_cut_summaries,
+    flip_tokens_and_summary,
 ]
 
 
@@ -161,6 +182,22 @@ def test_repair_of_a_whole_store_does_nothing(copy: Path) -> None:
     journal = (copy / "journal.jsonl").read_bytes()
     assert repair(copy, Stop()).problems == []
     assert (copy / "journal.jsonl").read_bytes() == journal
+
+
+def test_repair_of_a_summary_needs_no_model(copy: Path, shared_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flip_summary(copy)
+    monkeypatch.setattr(module, "plan_for_repair", None)
+    assert repair(copy, Stop()).problems == []
+    assert unequal(copy, shared_store) == []
+
+
+def test_verify_of_a_longer_store_leaves_out_the_summaries_of_its_earlier_length(copy: Path) -> None:
+    store = Store.open(copy)
+    store.header = store.header | {"n_sequences": store.n_sequences + 64}
+    store.write_metadata()
+    flip_summary(copy)
+    report = verify(copy, Stop())
+    assert (report.problems, report.missing) == ([], 2)  # the last chunk has grown, and one is new
 
 
 def test_repair_of_a_store_with_tokens_only_mends_its_journal(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
@@ -213,7 +250,8 @@ def test_cli_verify_names_damage_exits_3_and_repairs(warm: WarmServer, copy: Pat
     bad = warm.run(["harvest", "verify", str(copy)], copy.parent)
     assert bad.code == 3
     assert f"{ACTS} chunk 2: checksum " in bad.out
-    assert f"StoreError: {copy}: 1 problem. Run: harvest verify {copy} --repair" in bad.err
+    assert bad.out.count("\n") == 1  # the count is told once, on stderr
+    assert bad.err == f"StoreError: {copy}: 40 chunk files checked, 1 problem. Run: harvest verify {copy} --repair\n"
     record = warm.run(["harvest", "verify", str(copy), "--json"], copy.parent)
     assert record.code == 3
     assert json.loads(record.out)["problems"][0]["array"] == ACTS
