@@ -90,6 +90,11 @@ class FitConfig(DataConfig):
         16384, gt=0, description="Held-out tokens looked at with each checkpoint, to find the best."
     )
     final_eval_tokens: Count = Field(200_000, gt=0, description="Held-out tokens for the figures in result.json.")
+    at_once: Count | None = Field(
+        None,
+        gt=0,
+        description="Learners trained together, the rest after them on the same batches; default: what memory allows.",
+    )
     out: Path | None = Field(None, description="Run folder; default runs/<store>.")
     learner: tuple[LearnerConfig, ...] = Field((), description="The learners; [[learner]] tables in a TOML file.")
 

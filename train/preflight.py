@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -18,8 +19,10 @@ from train.config import FitConfig
 from train.data.reader import Batches, DataPlan
 from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
+from train.saes.base import SAEConfig
 from train.saes.parts import geometric_median
 
+FLOAT32_BYTES = 4
 REHEARSED_LANDMARKS = 2  # steps at which a variant changes itself are tried too
 START_TOKENS = 16384  # for the geometric median; at least 10k (spec §0.3)
 
@@ -133,3 +136,24 @@ def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path
             f"learner '{learner.name}': out of memory in the first step. Lower --batch-size or --d-sae, or train fewer "
             "learners at once."
         ) from None
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
+
+
+def learners_at_once(config: FitConfig, saes: list[SAEConfig], d_in: int, device: torch.device) -> int:
+    """How many learners are trained together: what was asked for, or what fits in half of the free memory.
+
+    A learner is counted as one and a half times two matrices [d_in, d_sae] in float32, each with its gradient and
+    Adam's two averages; the tensors of one step as eight of [batch, d_sae].
+    """
+    if config.at_once is not None:
+        return config.at_once
+    widest = max(sae.d_sae for sae in saes)
+    learner = 1.5 * 2 * d_in * widest * 4 * FLOAT32_BYTES
+    step = 8 * config.batch_size * widest * FLOAT32_BYTES
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return max(int((free / 2 - step) / learner), 1)

@@ -16,7 +16,7 @@ from train.data.reader import Batches
 from train.evaluate import SUITES, write_evaluation
 from train.saes import load_sae
 from train.settings import saved_config
-from train.trainer import load_plan
+from train.prepare import load_plan
 
 
 def evaluate_runs(

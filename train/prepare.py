@@ -1,0 +1,191 @@
+"""Before the first step: what decides a run, what lies in its folder already, its learners brought to their place."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+import torch
+
+from common.checks import difference
+from common.config import build, read_toml
+from common.console import say
+from common.errors import ConfigError, StoreError
+from common.files import read_json, write_file, write_json
+from common.store import Store
+from train.checkpoint import newest_whole
+from train.config import DataConfig, FitConfig, LearnerConfig
+from train.data.mixing import mixing
+from train.data.reader import DataPlan, digest_of
+from train.learner import Learner
+from train.preflight import Amount, rehearse, starting_point
+from train.run import DATA_FILE, RUN_FILE, Run, end_learner, identity_with
+from train.saes import variant_class
+
+BEFORE_START = re.compile(r"\.lock|status\.json.*|run\.toml.*|data\.json\.aside|\.rehearsal-.*")  # a start cut short
+
+
+def identity_of(
+    config: FitConfig, store: Store, plan: DataPlan, amount: Amount, precision: torch.dtype
+) -> dict[str, Any]:
+    """What decides every bit of the run, learners apart."""
+    return {
+        "store": store.id,
+        "hook": plan.hook,
+        "data": plan.digest,
+        "data_settings": config.data().model_dump(mode="json"),
+        "n_steps": amount.n_steps,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "precision": str(precision).removeprefix("torch."),
+    }
+
+
+def refuse_other_run(folder: Path, config: FitConfig, identity: dict[str, Any]) -> None:
+    """A run folder belongs to one run; learners may be added to it, and keep their settings.
+
+    Raises:
+        ConfigError: another run lies there; the message is the difference.
+    """
+    if not (folder / DATA_FILE).exists():
+        if folder.exists() and not all(BEFORE_START.fullmatch(path.name) for path in folder.iterdir()):
+            raise ConfigError(f"--out {folder}: the folder holds something that is not a run. Choose another --out.")
+        return
+    lines = difference(read_json(folder / DATA_FILE)["identity"], identity)
+    stored = {learner["name"]: learner for learner in read_toml(folder / RUN_FILE)["learner"]}
+    for learner in config.learner:
+        if learner.name in stored:
+            lines += difference(stored[learner.name], plain(learner.model_dump(mode="json")), f"{learner.name}.")
+    missing = set(stored) - {learner.name for learner in config.learner}
+    lines += [f"{name}: in the run, not asked for" for name in sorted(missing)]
+    if lines:
+        raise ConfigError(
+            f"--out {folder}: another run is there (stored → asked): {'; '.join(lines)}. "
+            "Choose another --out, or give the same settings to go on with it."
+        )
+
+
+def plain(value: Any) -> Any:
+    """Without None at any depth, which TOML cannot say."""
+    if isinstance(value, dict):
+        return {key: plain(inner) for key, inner in value.items() if inner is not None}
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def load_plan(folder: Path, store: Store) -> DataPlan | None:
+    """The data plan that a run began with, or None for a new run.
+
+    Raises:
+        StoreError: the store's chunks are not what they were.
+    """
+    if not (folder / DATA_FILE).exists():
+        return None
+    values = read_json(folder / DATA_FILE)["plan"]
+    chunks = tuple(values["chunks"])
+    if values["store_id"] != store.id:
+        raise StoreError(
+            f"{folder}: it was trained on another store than {store.path}. "
+            "Name that one with --cache, or start another run with --out."
+        )
+    store = store.as_of(values["n_sequences"])
+    gone = set(chunks) - set(store.usable_chunks(values["hook"]))
+    if gone:
+        raise StoreError(
+            f"{store.path}: chunk {min(gone)}, which the run in {folder} reads, is not there. "
+            f"Run: harvest verify {store.path} --repair"
+        )
+    if digest_of(store, values["hook"], chunks) != values["digest"]:
+        raise StoreError(
+            f"{store.path}: its data changed since the run in {folder} began, so it cannot go on exactly. "
+            "Start another run with --out."
+        )
+    return DataPlan(
+        **values
+        | {
+            "chunks": chunks,
+            "windows": {int(window): tuple(counts) for window, counts in values["windows"].items()},
+            "config": build(DataConfig, values["config"], str(folder / DATA_FILE)),
+        }
+    )
+
+
+def write_plan(run: Run) -> None:
+    """`run.toml`, the resolved settings, and `data.json`, the data plan."""
+    settings = plain(run.config.model_dump(mode="json"))
+    write_file(run.folder / RUN_FILE, tomli_w.dumps(settings).encode())
+    plan = asdict(run.plan) | {"config": run.plan.config.model_dump(mode="json")}
+    window = min(run.plan.windows)
+    mixed = mixing(run.batches, max(run.config.batch_size // window, 1), window)
+    say(f"{run.folder}: batches mix documents at {mixed:.1%} of an ideal shuffle's entropy")
+    write_json(run.folder / DATA_FILE, {"identity": run.identity, "plan": plan, "mixing": mixed})
+
+
+def prepare(run: Run) -> None:
+    """Rehearse every learner that is new, and write down what the run is."""
+    for leftover in run.folder.glob(".rehearsal-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    tried = set()
+    for config in run.waiting():
+        kind = config.model_copy(update={"name": "any", "seed": None}).model_dump_json()  # seeds fail alike
+        if kind in tried or (run.folder_of(config.name) / "checkpoints").exists() or run.stop.asked:
+            continue
+        tried.add(kind)
+        learner = started(run, config)
+        reason = rehearse(learner, run.batches, run.config, run.folder)
+        if reason is not None:
+            end_learner(run, learner, "diverged", reason)
+    write_plan(run)
+    for config in run.config.learner:
+        folder = run.folder_of(config.name)
+        folder.mkdir(exist_ok=True)
+        architecture = {"d_in": run.d_in, "options": run.saes[config.name].model_dump(mode="json")}
+        write_json(folder / "config.json", config.model_dump(mode="json") | architecture)
+
+
+def new_learner(run: Run, config: LearnerConfig) -> Learner:
+    """A learner with its first weights."""
+    seed = config.seed if config.seed is not None else run.config.seed
+    sae = variant_class(config.variant)(run.saes[config.name], run.d_in, seed)
+    return Learner(config, sae, run.amount.n_steps, run.device, run.precision)
+
+
+def started(run: Run, config: LearnerConfig) -> Learner:
+    """A new learner with its input scale and starting point."""
+    if run.start is None:
+        run.start = starting_point(run.batches, run.plan)
+    scale, b_dec = run.start
+    learner = new_learner(run, config)
+    learner.sae.start(scale, b_dec.to(learner.device))
+    return learner
+
+
+def bring(run: Run, config: LearnerConfig) -> Learner:
+    """A learner at its place: from its newest whole checkpoint, or at step 0.
+
+    Raises:
+        StoreError: checkpoints are there, but none is whole, or they belong to another run.
+    """
+    folder = run.folder_of(config.name)
+    found, skipped = newest_whole(folder / "checkpoints")
+    for line in skipped:
+        say(f"{config.name}: {line}")
+    if found is None and skipped:
+        raise StoreError(f"{folder}/checkpoints: no whole checkpoint is left. Remove {run.folder} to start again.")
+    if found is None:
+        learner = started(run, config)
+    else:
+        lines = difference(found.facts["identity"], identity_with(run, config))
+        if lines:
+            raise StoreError(
+                f"{found.path}: it belongs to another run (stored → asked): {'; '.join(lines)}. "
+                f"Remove {folder} to train this learner anew."
+            )
+        learner = new_learner(run, config)
+        learner.restore(found.tensors, found.facts)
+        say(f"{config.name}: going on from step {learner.step:,} of {run.amount.n_steps:,}")
+    run.metrics_of(learner).keep_until(learner.step)
+    return learner

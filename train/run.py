@@ -1,0 +1,198 @@
+"""What a run is, and what it leaves: its learners, their results, its status."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.console import say
+from common.errors import GranaryError, Interrupted
+from common.files import read_json, write_json
+from common.stopping import Stop
+from common.store import Store
+from train.checkpoint import save_checkpoint
+from train.config import FitConfig, LearnerConfig
+from train.data.batch import Batch
+from train.data.reader import Batches, DataPlan
+from train.learner import Learner
+from train.preflight import Amount
+from train.record import Metrics, Status
+from train.saes.base import SAEConfig
+
+LOOK_TOKENS = 200_000
+RUN_FILE, DATA_FILE, STATUS_FILE, RESULT_FILE = "run.toml", "data.json", "status.json", "result.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to, for `--json` and for tests.
+
+    Attributes:
+        seconds: wall time this time, per stage: prepare, train, finish.
+        tokens_per_s: tokens per second of the training stage, this time; None if no step was left.
+        bytes: activations read.
+        wait_share: share of the training stage spent waiting for data.
+        learners: name to result.json.
+    """
+
+    path: str
+    state: str
+    reason: str
+    steps: int
+    tokens: int
+    seconds: dict[str, float]
+    tokens_per_s: float | None
+    bytes: int
+    wait_share: float
+    learners: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Run:
+    """A run that is ready to be trained.
+
+    Attributes:
+        saes: settled settings of every learner's variant, by the learner's name.
+        learners: those in memory now, stepped together; the others wait for their turn or have ended.
+        failed: learners that failed this time; they are not tried again before the next.
+        start: input scale and first b_dec of every learner, once known.
+    """
+
+    config: FitConfig
+    folder: Path
+    store: Store
+    plan: DataPlan
+    batches: Batches
+    amount: Amount
+    saes: dict[str, SAEConfig]
+    d_in: int
+    device: torch.device
+    precision: torch.dtype
+    status: Status
+    stop: Stop
+    identity: dict[str, Any]
+    log_every: int
+    checkpoint_every: int
+    learners: list[Learner] = field(default_factory=list)
+    failed: set[str] = field(default_factory=set)
+    start: tuple[float, Tensor] | None = None
+    wait_share: float = 0.0
+    sample: dict[int, list[Batch]] = field(default_factory=dict)
+
+    @property
+    def active(self) -> list[Learner]:
+        return [learner for learner in self.learners if learner.state == "running"]
+
+    def folder_of(self, name: str) -> Path:
+        return self.folder / name
+
+    def metrics_of(self, learner: Learner) -> Metrics:
+        return Metrics(self.folder_of(learner.name) / "metrics.jsonl")
+
+    def result(self, name: str) -> dict[str, Any] | None:
+        """The learner's result.json, or None while it has none."""
+        path = self.folder_of(name) / RESULT_FILE
+        return dict(read_json(path)) if path.exists() else None
+
+    def ended(self, name: str) -> bool:
+        """Whether a learner came to its end. One that failed did not: what was missing may be there now."""
+        return bool((self.result(name) or {}).get("state", "failed") != "failed")
+
+    def waiting(self) -> list[LearnerConfig]:
+        """Learners that have not ended."""
+        return [learner for learner in self.config.learner if not self.ended(learner.name)]
+
+
+def identity_with(run: Run, learner: LearnerConfig) -> dict[str, Any]:
+    """What decides every bit of one learner."""
+    return run.identity | {"learner": learner.model_dump(mode="json")}
+
+
+def scaled_batches(run: Run, learner: Learner) -> Iterator[Batch]:
+    """The first 200k training tokens, or all of fewer, in scaled units: what thresholds and landmarks look at.
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    window, batch_size = learner.sae.window, run.config.batch_size
+    tokens = min(LOOK_TOKENS, run.batches.windows_per_pass(window) * window)
+    for step in range(max(tokens // batch_size, 1)):
+        refuse_when_stopped(run)
+        batch = run.batches.batch(step, batch_size // window, window)
+        yield batch.with_x(batch.x.float() * learner.sae.scale)
+
+
+def refuse_when_stopped(run: Run) -> None:
+    """Nothing, until somebody asks to stop.
+
+    Raises:
+        Interrupted: somebody has.
+    """
+    if run.stop.asked:
+        raise Interrupted(f"stopped by {run.stop.signal_name} between steps. Go on with: train resume {run.folder}")
+
+
+def save_learner(run: Run, learner: Learner) -> None:
+    """A checkpoint of one learner where it stands."""
+    folder = run.folder_of(learner.name) / "checkpoints"
+    save_checkpoint(folder, learner.step, learner.tensors(), learner.facts(), identity_with(run, learner.config))
+
+
+def end_learner(run: Run, learner: Learner, state: str, reason: str) -> None:
+    """Take a learner out of the run, with its result written."""
+    learner.state, learner.reason = state, reason
+    say(f"{learner.name}: {state}: {reason}")
+    folder = run.folder_of(learner.name)
+    folder.mkdir(exist_ok=True)
+    write_json(folder / RESULT_FILE, result_of(run, learner, {}))
+
+
+def result_of(run: Run, learner: Learner, metrics: dict[str, Any]) -> dict[str, Any]:
+    """`result.json`."""
+    return {
+        "name": learner.name,
+        "variant": learner.config.variant,
+        "state": learner.state,
+        "reason": learner.reason,
+        "training_steps": learner.step,
+        "requested_steps": run.amount.n_steps,
+        "tokens_seen": learner.step * run.config.batch_size,
+        "final_loss": learner.final_loss,
+        "passes": learner.step / run.amount.n_steps * run.amount.passes,
+        "lr": learner.peak_lr,
+        "seconds": round(learner.seconds, 3),
+        "best_heldout_explained_variance": learner.best_ev,
+        "metrics": metrics or None,
+    }
+
+
+def note_status(run: Run, running: str = "running") -> None:
+    """Write status.json as things stand; `running` is what learners that are not done are called."""
+    learners = {}
+    for config in run.config.learner:
+        result = run.result(config.name) or {"state": "waiting", "reason": "", "training_steps": 0}
+        facts = {"state": result["state"], "reason": result["reason"], "step": result["training_steps"]}
+        learners[config.name] = facts
+    for learner in run.learners:
+        state = running if learner.state == "running" else learner.state
+        learners[learner.name] = {"state": state, "reason": learner.reason, "step": learner.step}
+    step = max((learner.step for learner in run.learners), default=0)
+    losses = [loss for learner in run.learners if (loss := learner.final_loss) is not None]
+    values = {"step": step, "tokens_seen": step * run.config.batch_size, "last_loss": losses[-1] if losses else None}
+    run.status.write(learners=learners, **(values if run.learners else {}))
+
+
+def record_end(run: Run, state: str, reason: str) -> None:
+    """Checkpoint what runs, if it can be, and record why the run ended."""
+    try:
+        for learner in run.active:
+            save_learner(run, learner)
+    except GranaryError as error:
+        reason = f"{reason} (and no checkpoint could be written: {error})"
+    note_status(run, running=state)
+    run.status.write(state=state, reason=reason)
