@@ -115,7 +115,7 @@ def load_plan(folder: Path, store: Store) -> DataPlan | None:
 
 def write_plan(run: Run) -> None:
     """`run.toml`, the resolved settings, and `data.json`, the data plan."""
-    settings = plain(run.config.model_dump(mode="json"))
+    settings = plain(run.config.model_dump(mode="json")) | {"cache": str(run.config.cache.resolve())}
     write_file(run.folder / RUN_FILE, tomli_w.dumps(settings).encode())
     plan = asdict(run.plan) | {"config": run.plan.config.model_dump(mode="json")}
     window = min(run.plan.windows)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from common.config import build, parse_count, read_toml
 from common.errors import ConfigError, StoreError, nearest
@@ -36,9 +38,11 @@ def fit_config(
     if {"steps", "tokens"} & flags.keys():  # two ways to say one thing: the flag replaces either
         values = {key: value for key, value in values.items() if key not in ("steps", "tokens")}
     where = str(file) if file is not None else "train fit"
-    tables = values.pop("learner", [])
-    if not isinstance(tables, list) or not all(isinstance(entry, dict) for entry in tables):
-        raise ConfigError(f"{where}: learners are given as [[learner]] tables.")
+    tables, grids = values.pop("learner", []), values.pop("grid", [])
+    for name, given in (("learner", tables), ("grid", grids)):
+        if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
+            raise ConfigError(f"{where}: {name}s are given as [[{name}]] tables.")
+    tables = tables + [entry for grid in grids for entry in expand_grid(grid, where)]
     if variants:
         tables = [{"variant": variant} for variant in variants]
     tables = with_names(tables, where)
@@ -78,12 +82,64 @@ def with_names(tables: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
     return named
 
 
+def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    """The learners of a [[grid]] table: every combination of its lists, named after what varies.
+
+    With `name` they are named after that, and after the variant only if it varies.
+    `k` becomes `target_l0` for variants with a penalty instead of a k. A key that only some of the variants have is
+    left out for the others; combinations that are then equal appear once.
+
+    Raises:
+        ConfigError: no variant, an unknown one, an empty list, or a key that none of the variants knows.
+    """
+    variants = grid.get("variant", [])
+    variants = [variants] if isinstance(variants, str) else variants
+    if not variants:
+        raise ConfigError(f'{where}: a [[grid]] table needs variant = "…" or a list of them.')
+    lists = {key: as_list(key, value, variants) for key, value in grid.items() if key not in ("variant", "name")}
+    known = LEARNER_KEYS.union(*(option_keys({"variant": variant}) for variant in variants), {"k"})
+    for key, values in lists.items():
+        if key not in known:
+            raise ConfigError(f"{where}: unknown setting '{key}' in [[grid]].{nearest(key, known)}")
+        if not values:
+            raise ConfigError(f"{where}: {key} = [] in [[grid]]: an empty list makes no learner.")
+    entries: dict[str, dict[str, Any]] = {}
+    for variant in variants:
+        first = f"{grid['name']}-{variant}" if "name" in grid and len(variants) > 1 else str(grid.get("name", variant))
+        for combination in itertools.product(*lists.values()):
+            chosen = dict(zip(lists, combination, strict=True))
+            entry: dict[str, Any] = {"variant": variant}
+            apply_shared(entry, chosen)
+            taken = entry.keys() | ({"k"} if "target_l0" in entry else set())
+            varying = [f"{key}{as_name(chosen[key])}" for key in lists if len(lists[key]) > 1 and key in taken]
+            entry["name"] = "-".join([first, *varying])
+            entries[entry["name"]] = entry
+    return list(entries.values())
+
+
+def as_list(key: str, value: Any, variants: list[str]) -> list[Any]:
+    """The values of a grid's key. A setting that is a list itself takes a list of lists to vary."""
+    fields = [variant_class(variant).Config.model_fields for variant in variants]
+    kinds = [known[key].annotation for known in fields if key in known]
+    is_list = any(tuple in (get_origin(kind), *map(get_origin, get_args(kind))) for kind in kinds)
+    if not isinstance(value, list):
+        return [value]
+    return [value] if is_list and not all(isinstance(entry, list) for entry in value) else value
+
+
+def as_name(value: Any) -> str:
+    """A value as part of a folder's name."""
+    text = "_".join(str(part) for part in value) if isinstance(value, list) else str(value)
+    return re.sub(r"[^A-Za-z0-9._-]", "_", text)
+
+
 def option_keys(entry: dict[str, Any]) -> set[str]:
     """Settings of the learner's variant."""
     return set(variant_class(entry["variant"]).Config.model_fields)
 
 
 def apply_shared(entry: dict[str, Any], shared: dict[str, Any]) -> None:
+    """Settings meant for every learner, where its variant knows them."""
     for key, value in shared.items():
         if key in LEARNER_KEYS or key in option_keys(entry):
             entry[key] = value

@@ -150,3 +150,49 @@ def test_a_store_that_is_gone_names_the_flag(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text(f'cache = "{tmp_path}/c.zarr"\nsteps = 1\n')
     with pytest.raises(StoreError, match=r"c\.zarr: the store of .* is not there\. .*--cache"):
         saved_config(tmp_path)
+
+
+def names(config: FitConfig) -> list[str]:
+    return [learner.name for learner in config.learner]
+
+
+def grid(tmp_path: Path, text: str) -> FitConfig:
+    return from_flags(file=toml(tmp_path, f'cache = "c.zarr"\nsteps = 10\n[[grid]]\n{text}'))
+
+
+def test_a_grid_is_every_combination_named_after_what_varies(tmp_path: Path) -> None:
+    config = grid(tmp_path, 'variant = ["topk", "batchtopk"]\nk = [16, "32"]\nseed = [0, 1]\nd_sae = "1k"')
+    assert names(config)[:4] == ["topk-k16-seed0", "topk-k16-seed1", "topk-k32-seed0", "topk-k32-seed1"]
+    assert len(config.learner) == 8
+    last = config.learner[-1]
+    assert (last.variant, last.seed, last.options) == ("batchtopk", 1, {"k": 32, "d_sae": 1000})
+
+
+def test_a_grid_gives_k_as_the_target_of_variants_with_a_penalty(tmp_path: Path) -> None:
+    config = grid(tmp_path, 'variant = ["standard", "topk"]\nk = [16, 32]\naux_alpha = [0.0, 0.5]')
+    assert names(config)[:2] == ["standard-k16", "standard-k32"]  # without aux_alpha, which it does not have
+    assert config.learner[0].options == {"target_l0": 16}
+    assert names(config)[2:4] == ["topk-k16-aux_alpha0.0", "topk-k16-aux_alpha0.5"]
+
+
+def test_a_grid_stands_beside_learners_and_takes_a_name(tmp_path: Path) -> None:
+    text = (
+        'cache = "c.zarr"\nsteps = 9\n[[learner]]\nvariant = "topk"\n[[grid]]\nvariant = "topk"\nname = "x"\nk = [1, 2]'
+    )
+    config = from_flags(file=toml(tmp_path, text))
+    assert names(config) == ["topk", "x-k1", "x-k2"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("k = [1, 2]", r"a \[\[grid\]\] table needs variant"),
+        ('variant = "topq"', "unknown variant 'topq'"),
+        ('variant = "topk"\nsede = [1]', r"unknown setting 'sede' in \[\[grid\]\]\. Did you mean 'seed'"),
+        ('variant = "topk"\nk = []', "an empty list makes no learner"),
+        ('variant = "topk"\n[[learner]]\nvariant = "topk"', "two learners are called 'topk'"),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grid(tmp_path, text)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from common.config import build
-from common.errors import ConfigError, StoreError, TrainingError
+from common.errors import ConfigError, Interrupted, StoreError, TrainingError
 from common.layout import acts_array
 from common.stopping import Stop
 from common.store import Store
@@ -129,6 +129,46 @@ def test_learners_together_equal_learners_alone(shared_store: Path, tmp_path: Pa
     for variant in VARIANTS:
         run(shared_store, tmp_path / variant, learner(variant))
         assert equal(tmp_path / "all" / variant, tmp_path / variant / variant)
+
+
+def test_learners_that_follow_one_another_equal_learners_together(shared_store: Path, tmp_path: Path) -> None:
+    learners = [learner("topk"), learner("batchtopk"), learner("topk", "other", seed=3)]
+    run(shared_store, tmp_path / "together", *learners)
+    outcome = run(shared_store, tmp_path / "turns", *learners, at_once=2)
+    assert outcome.state == "finished"
+    assert outcome.seconds["train"] > 0
+    for entry in learners:
+        assert equal(tmp_path / "together" / entry["name"], tmp_path / "turns" / entry["name"])
+
+
+def test_a_learner_that_fails_does_not_keep_the_next_ones_from_their_turn(shared_store: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        breaking(patch, "topk", 25)
+        outcome = run(shared_store, tmp_path / "r", learner("topk"), learner("standard"), at_once=1)
+    assert outcome.learners["topk"]["state"] == "failed"
+    assert outcome.learners["standard"]["state"] == "finished"
+
+
+def test_an_interrupted_run_says_of_each_learner_where_it_stands(shared_store: Path, tmp_path: Path) -> None:
+    stop = Stop()
+    taken = Learner.train_step
+
+    def step_and_stop(self: Learner, batch: Batch, batch_tokens: int) -> None:
+        taken(self, batch, batch_tokens)
+        if self.name == "standard" and self.step == 7:
+            stop.signal_name = "SIGTERM"
+
+    learners = (learner("topk"), learner("standard"), learner("batchtopk"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "train_step", step_and_stop)
+        with pytest.raises(Interrupted, match="at step 7 of 40"):
+            fit(config(shared_store, tmp_path / "r", *learners, at_once=1), stop)
+    states = {name: (facts["state"], facts["step"]) for name, facts in status_of(tmp_path / "r")["learners"].items()}
+    assert states == {"topk": ("finished", 40), "standard": ("interrupted", 7), "batchtopk": ("waiting", 0)}
+    outcome = run(shared_store, tmp_path / "r", *learners, at_once=1)
+    assert {result["state"] for result in outcome.learners.values()} == {"finished"}
+    run(shared_store, tmp_path / "straight", *learners)
+    assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
 
 
 def test_a_late_joiner_gets_the_same_batches(shared_store: Path, tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from common.store import Store
 from train.data.batch import Batch
 from train.data.reader import Batches
 from train.evaluate import SUITES, write_evaluation
+from train.prepare import load_plan
 from train.saes import load_sae
 from train.settings import saved_config
-from train.prepare import load_plan
 
 
 def evaluate_runs(
