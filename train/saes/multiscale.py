@@ -1,0 +1,244 @@
+"""Multi-scale: groups of latents that see the past through causal convolutions of their own dilation (spec §8).
+
+    y^δ_t = h_t + Σ_j ω^δ_j ⊙ h_{t−jδ}      h = x − b_dec, j = 1 … kernel − 1, ω = 0 at the start
+    u^δ = ReLU(y^δ W_enc^δ + b^δ)           f = the k·N largest of all u, or of each group its equal share
+    x̂ = f W_dec + b_dec                     L = ⟨‖x − x̂‖²⟩ + α·AuxK + λ_s·L_s + λ_sep·L_sep
+    L_s = mean over all δ but the smallest of ⟨‖x̄^δ − b_dec − Σ_{δ'≥δ} f^δ' W_dec^δ'‖²⟩
+    L_sep = mean_i max_{j in other groups} c_ij² + ½ mean_i max_{j≠i in its own} c_ij²      c = max(0, cos(d_i, d_j))
+
+x̄^δ_t is the mean of x_t, x_{t−δ}, … as far as the kernel reaches: slow groups make up the slow part, faster ones add
+what is missing. Places before the window, in another document or invalid are 0 in y and left out of x̄. Nothing in
+the reconstruction of x_t alone asks for the past, so without λ_s ω stays small. Latents lie fastest group first.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from common.config import Count
+from train.data.batch import Batch
+from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.sparsity import Sparsity
+from train.schedule import Clock
+
+SEPARATION_EVERY = 4  # steps; the term counts as often as if it were taken at each
+SEPARATION_ROWS = 1024  # of each group: its cost is the square of them
+
+
+class MultiScaleConfig(KeptConfig):
+    """Settings of `multiscale`."""
+
+    window: Count = Field(128, gt=1, description="Tokens of a training window; the reach is kernel − 1 dilations.")
+    dilations: tuple[Count, ...] = Field(
+        (1, 2, 4, 8), description="Tokens between the taps of each group, not falling; one entry: a single scale."
+    )
+    kernel: Count = Field(3, gt=1, description="Taps of a convolution, the current token's among them.")
+    convolution: Literal["dilated", "mixture", "none"] = Field(
+        "dilated",
+        description="Each group its dilation; or each latent a learned mixture of all; or none: a flat encoder.",
+    )
+    sparsity: Literal["global", "equal", "l1"] = Field(
+        "global", description="One BatchTopK over all groups; k / groups for each; or an L1 penalty led to L0 = k."
+    )
+    l1: float = Field(0.03, ge=0, description="λ at the start, for sparsity = l1.")
+    lambda_scale: float = Field(0.3, ge=0, description="Weight λ_s of the scale targets, which give ω its use; 0: off.")
+    lambda_sep: float = Field(0.1, ge=0, description="Weight λ_sep of the separation of decoder rows; 0: off.")
+    lambda_decorrelation: float = Field(
+        0.0, ge=0, description="Weight of the mean squared correlation between the groups' energies Σ f²; 0: off."
+    )
+
+    @model_validator(mode="after")
+    def _scales(self) -> MultiScaleConfig:
+        if not self.dilations or min(self.dilations) < 1 or list(self.dilations) != sorted(self.dilations):
+            raise ValueError(f"dilations = {list(self.dilations)}: at least one, each at least 1, smallest first")
+        if len(self.dilations) > self.d_sae:
+            raise ValueError(f"{len(self.dilations)} dilations need as many latents, d_sae = {self.d_sae}")
+        return self
+
+
+@final
+class MultiScale(SAE):
+    """See the module's formula.
+
+    Attributes:
+        sizes: latents of each group, fastest first.
+        omega: ω [groups, kernel − 1, d_in], the nearest tap first; absent with no convolution.
+        mixture: logits of each latent's mixture of dilations [groups, d_sae], for `convolution` = mixture.
+    """
+
+    variant = "multiscale"
+    Config = MultiScaleConfig
+    config: MultiScaleConfig
+    plain = {"convolution": "none", "sparsity": "global", "lambda_scale": 0.0, "lambda_sep": 0.0}
+
+    def __init__(self, config: MultiScaleConfig, d_in: int, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed)
+        n = len(config.dilations)
+        self.seed = seed
+        self.sizes = [config.d_sae // n + (number < config.d_sae % n) for number in range(n)]
+        if config.convolution != "none":
+            self.omega = nn.Parameter(torch.zeros(n, config.kernel - 1, d_in))
+        if config.convolution == "mixture":
+            self.mixture = nn.Parameter(torch.zeros(n, config.d_sae))
+        mode: Literal["l1", "budgets"] = "l1" if config.sparsity == "l1" else "budgets"
+        self.budgets = self.sizes if config.sparsity == "equal" else [config.d_sae]
+        shares = [1 / len(self.budgets)] * len(self.budgets)
+        self.sparsity = Sparsity(
+            self.budgets, config.k, d_in, mode, shares=shares, k_anneal=config.k_anneal, l1=config.l1
+        )
+
+    def lags(self, dilation: int) -> list[int]:
+        """How far the taps of a dilation look back, the nearest first."""
+        return [tap * dilation for tap in range(1, self.config.kernel)]
+
+    def past(self, batch: Batch) -> dict[int, tuple[Float[Tensor, "B T D"], Float[Tensor, "B T 1"]]]:
+        """Of each lag in use: h at that place before each token, 0 where there is none, and whether there is one."""
+        h = batch.x - self.b_dec
+        seen = {}
+        for lag in sorted({lag for dilation in self.config.dilations for lag in self.lags(dilation)}):
+            there = linked(batch, lag)[..., None].to(h.dtype)
+            seen[lag] = (shifted(h, lag) * there, there)
+        return seen
+
+    def pre_activations(
+        self, batch: Batch, past: dict[int, tuple[Tensor, Tensor]] | None = None
+    ) -> Float[Tensor, "B T L"]:
+        """ReLU(y W_enc + b_enc); `past` if it is known already."""
+        if self.config.convolution == "none":
+            return torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
+        past = self.past(batch) if past is None else past
+        h = batch.x - self.b_dec
+        seen = [
+            torch.stack([weight * past[lag][0] for weight, lag in zip(taps, self.lags(dilation), strict=True)]).sum(0)
+            for taps, dilation in zip(self.omega, self.config.dilations, strict=True)
+        ]
+        if self.config.convolution == "mixture":
+            u = (h @ self.W_enc).float()
+            for values, share in zip(seen, self.mixture.softmax(0), strict=True):
+                u = u + (values @ (self.W_enc * share)).float()
+        else:
+            columns = self.W_enc.split(self.sizes, dim=1)
+            u = torch.cat([((h + values) @ W).float() for values, W in zip(seen, columns, strict=True)], dim=-1)
+        return torch.relu(u + self.b_enc)
+
+    def active(self, u: Float[Tensor, "B T L"], n_valid: int, clock: Clock | None) -> list[Float[Tensor, "B T _"]]:
+        """The codes of each budget."""
+        parts = u.split(self.budgets, dim=-1)
+        return [self.sparsity.active(part, number, n_valid, clock) for number, part in enumerate(parts)]
+
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        return torch.cat(self.active(self.pre_activations(batch), batch.n_valid, None), dim=-1)
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        config = self.config
+        targets = config.lambda_scale > 0 and len(self.sizes) > 1
+        past = self.past(batch) if targets or config.convolution != "none" else {}
+        u = masked(self.pre_activations(batch, past), batch.valid, batch.n_valid)
+        active = self.active(u, batch.n_valid, clock)
+        latents = torch.cat(active, dim=-1) if len(active) > 1 else active[0]
+        parts = {}
+        if targets:
+            reconstruction, parts["scale"] = self.scale_targets(batch, latents, past)
+        else:
+            reconstruction = (latents @ self.W_dec).float() + self.b_dec
+        dead = self.dead(clock)
+        aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
+        parts["reconstruction"] = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
+        parts["aux"] = config.aux_alpha * aux
+        if config.lambda_sep > 0 and clock.step % SEPARATION_EVERY == 0:
+            rows, group = self.sampled_rows(clock.step)
+            parts["separation"] = SEPARATION_EVERY * config.lambda_sep * separation(rows, group)
+        if config.lambda_decorrelation > 0:
+            energies = torch.stack([part.square().sum(-1) for part in latents.split(self.sizes, dim=-1)], dim=-1)
+            parts["decorrelation"] = config.lambda_decorrelation * correlation(energies, batch.valid, batch.n_valid)
+        parts |= self.sparsity.penalty(active, batch.n_valid, clock)
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        extra = {"dead": dead.float().mean()} | self.sparsity.logged() | self.logged(latents)
+        return Output(parts, latents, reconstruction, extra)
+
+    def scale_targets(
+        self, batch: Batch, latents: Float[Tensor, "B T L"], past: dict[int, tuple[Tensor, Tensor]]
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, ""]]:
+        """x̂, put together from the slowest group to the fastest, and λ_s·L_s of the sums on the way."""
+        groups = list(zip(latents.split(self.sizes, dim=-1), self.W_dec.split(self.sizes), strict=True))
+        h, so_far, losses = batch.x - self.b_dec, torch.zeros_like(batch.x), []
+        for number in reversed(range(len(groups))):
+            codes, rows = groups[number]
+            so_far = so_far + (codes @ rows).float()
+            if number == 0:
+                break  # the last sum is x̂, whose target is x itself
+            seen = [past[lag] for lag in self.lags(self.config.dilations[number])]
+            mean = torch.stack([h, *(values for values, _ in seen)]).sum(0)
+            mean = mean / (1 + torch.stack([there for _, there in seen]).sum(0))
+            losses.append(reconstruction_loss(mean, so_far, batch.valid, batch.n_valid))
+        return so_far + self.b_dec, self.config.lambda_scale * torch.stack(losses).mean()
+
+    def sampled_rows(self, step: int) -> tuple[Float[Tensor, "R D"], Int[Tensor, " R"]]:
+        """Decoder rows of a step, at most `SEPARATION_ROWS` of each group, with the group's number."""
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        first, chosen, group = 0, [], []
+        for number, size in enumerate(self.sizes):
+            rows = torch.randperm(size, generator=generator)[:SEPARATION_ROWS] + first
+            chosen.append(rows)
+            group.append(torch.full((len(rows),), number))
+            first += size
+        device = self.W_dec.device
+        return self.W_dec[torch.cat(chosen).to(device)], torch.cat(group).to(device)
+
+    @torch.no_grad()
+    def logged(self, latents: Float[Tensor, "B T L"]) -> dict[str, Tensor]:
+        """Of each group: its share of L0, and ‖ω‖ / √d."""
+        active = (latents > 0).sum((0, 1))
+        parts = torch.stack([part.sum() for part in active.split(self.sizes)]) / active.sum().clamp_min(1)
+        values = {f"l0_share_{number}": part for number, part in enumerate(parts)}
+        if self.config.convolution != "none":
+            norms = self.omega.square().sum((1, 2)).sqrt() / self.d_in**0.5
+            values |= {f"omega_{number}": norm for number, norm in enumerate(norms)}
+        return values
+
+    @torch.no_grad()
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        return self.sparsity.calibrate(
+            lambda: (self.pre_activations(b)[b.valid].split(self.budgets, dim=-1) for b in batches())
+        )
+
+    def fold_extra(self, scale: Tensor) -> None:
+        self.sparsity.fold(scale)
+
+
+def shifted(values: Float[Tensor, "B T D"], lag: int) -> Float[Tensor, "B T D"]:
+    """At each place the value `lag` places before it in the window, 0 where the window begins."""
+    lag = min(lag, values.shape[1])
+    return torch.nn.functional.pad(values[:, : values.shape[1] - lag], (0, 0, lag, 0))
+
+
+def linked(batch: Batch, lag: int) -> Bool[Tensor, "B T"]:
+    """Whether the place `lag` places before each one is in the window, valid and in the same document."""
+    there = torch.zeros_like(batch.valid)
+    if lag < batch.valid.shape[1]:
+        there[:, lag:] = batch.valid[:, :-lag] & (batch.doc[:, lag:] == batch.doc[:, :-lag])
+    return there
+
+
+def separation(rows: Float[Tensor, "R D"], group: Int[Tensor, " R"]) -> Float[Tensor, ""]:
+    """L_sep of unit rows: the squared cosine to the nearest row of other groups, and half that to its own group's."""
+    cosines = (rows @ rows.t()).float().clamp_min(0)
+    same = group[:, None] == group
+    across = cosines.masked_fill(same, 0).amax(1)
+    within = cosines.masked_fill(~same, 0).fill_diagonal_(0).amax(1)
+    return across.square().mean() + within.square().mean() / 2
+
+
+def correlation(energies: Float[Tensor, "B T G"], valid: Bool[Tensor, "B T"], n_valid: int) -> Float[Tensor, ""]:
+    """Mean squared correlation between different groups over valid tokens; 0 where a group does not vary."""
+    centred = masked(energies - masked(energies, valid, n_valid).sum((0, 1)) / n_valid, valid, n_valid).flatten(0, 1)
+    unit = centred / centred.norm(dim=0).clamp_min(1e-12)
+    squares: Tensor = (unit.t() @ unit).float().square()
+    n = len(squares)
+    return (squares.sum() - squares.diagonal().sum()) / max(n * (n - 1), 1)
