@@ -14,10 +14,14 @@ from common.files import read_json, write_file, write_json
 from train.saes.base import SAE, SAEConfig
 from train.saes.batchtopk import BatchTopK
 from train.saes.multiscale import MultiScale
+from train.saes.predictor import Predictor
+from train.saes.relational import Relational
 from train.saes.standard import Standard
 from train.saes.topk import TopK
 
-REGISTRY: dict[str, type[SAE]] = {sae.variant: sae for sae in (Standard, TopK, BatchTopK, MultiScale)}
+REGISTRY: dict[str, type[SAE]] = {
+    sae.variant: sae for sae in (Standard, TopK, BatchTopK, Relational, MultiScale, Predictor)
+}
 WIDTH_FACTOR = 8  # default d_sae / d_model
 MAX_WINDOW = 128
 

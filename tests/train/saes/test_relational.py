@@ -1,0 +1,299 @@
+"""Variant C: its formula against a slow loop, what it may read, its schedules and its switches."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.config import LearnerConfig
+from train.data.batch import Batch
+from train.learner import Learner
+from train.saes import load_sae, make_sae, save_sae
+from train.saes.base import SAE
+from train.saes.past import feature_map
+from train.saes.relational import Relational, position_bucket
+from train.schedule import Clock
+
+B, T, D, LATENTS, K = 3, 24, 6, 20, 4  # 5 temporal latents
+CLOCK = Clock(90, 100, B * T)
+SPAN = 8
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def new(**options: Any) -> Relational:
+    """With every temporal weight away from 0."""
+    settings = {"d_sae": LATENTS, "k": K, "window": T, "span": SPAN} | options
+    sae = make_sae("relational", settings, D, 0, "test")
+    assert isinstance(sae, Relational)
+    with torch.no_grad():
+        for number, name in enumerate(("W_C", "V", "w_gate", "W_O", "b_dec")):
+            if hasattr(sae, name):
+                getattr(sae, name).copy_(0.5 * randn(*getattr(sae, name).shape, seed=number + 10))
+        sae.sparsity.threshold.copy_(torch.tensor([0.2, 0.3]))
+    return sae.requires_grad_(False)
+
+
+def packed(x: Tensor) -> Batch:
+    """Documents change at 5 in the first window, at 2 and 9 in the second; one invalid place in each."""
+    doc = torch.zeros(B, T, dtype=torch.int32)
+    doc[0, 5:] = 1
+    doc[1, 2:], doc[1, 9:] = 1, 2
+    pos = torch.arange(T, dtype=torch.int32).repeat(B, 1)
+    pos[0, 5:] -= 5
+    pos[1, 2:9] -= 2
+    pos[1, 9:] -= 9
+    pos[2] += 30
+    valid = torch.ones(B, T, dtype=torch.bool)
+    valid[0, 6] = valid[1, 4] = valid[2, 0] = False
+    return Batch.of(x, doc=doc, pos=pos, valid=valid)
+
+
+def seen(batch: Batch, b: int, t: int, span: int = SPAN) -> list[int]:
+    same = [s for s in range(max(t - span, 0), t) if batch.doc[b, s] == batch.doc[b, t]]
+    return [s for s in same if batch.valid[b, s] and batch.valid[b, t]]
+
+
+def attended(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor | float:
+    weights = [float(q @ key) for key in keys]
+    parts = [weight * value for weight, value in zip(weights, values, strict=True)]
+    return torch.stack(parts).sum(0) / (sum(weights) + 1e-6) if parts else 0.0
+
+
+def slow_codes(sae: Relational, batch: Batch) -> Tensor:
+    rows = []
+    for b in range(B):
+        h = batch.x[b] - sae.b_dec
+        for t in range(T):
+            context = torch.zeros(64)
+            past = seen(batch, b, t)
+            for head in range(4):
+                part = slice(16 * head, 16 * head + 16)
+                q = feature_map(math.sqrt(D) * h[t] @ sae.W_Q[:, part])
+                keys = [feature_map(math.sqrt(D) * h[s] @ sae.W_K[:, part]) for s in past]
+                context[part] = attended(q, keys, [h[s] @ sae.W_V[:, part] for s in past])
+            gate = torch.sigmoid(sae.w_gate @ torch.cat([h[t], context]) + sae.b_gate)
+            u = h[t] @ sae.W_enc + sae.b_enc
+            bucket = int(position_bucket(batch.pos[b : b + 1, t : t + 1]))
+            u[: sae.n_temporal] += gate * (context @ sae.W_C + sae.U @ sae.V[:, bucket])
+            theta = torch.where(torch.arange(LATENTS) < sae.n_temporal, *sae.sparsity.threshold)
+            rows.append(torch.where(u > theta, u, 0.0))
+    return torch.stack(rows).view(B, T, LATENTS)
+
+
+def slow_reconstruction(sae: Relational, f: Tensor, batch: Batch) -> Tensor:
+    rows = []
+    for b in range(B):
+        read = f[b, :, : sae.n_read]
+        for t in range(T):
+            past = seen(batch, b, t)
+            keys = [feature_map(read[s] @ sae.K_y) for s in past]
+            y = attended(feature_map(read[t] @ sae.Q_y), keys, [read[s] @ sae.E_y for s in past])
+            said = torch.sigmoid(sae.gamma) * (y @ sae.W_O) if isinstance(y, Tensor) else 0.0
+            rows.append(f[b, t] @ sae.W_dec + sae.b_dec + said)
+    return torch.stack(rows).view(B, T, D)
+
+
+@pytest.mark.parametrize("attention", ["masked", "prefix"])
+@pytest.mark.parametrize("reads", ["temporal", "all"])
+def test_codes_and_reconstruction_agree_with_a_slow_loop(reads: str, attention: str) -> None:
+    sae, batch = new(decoder_reads=reads, attention=attention), packed(randn(B, T, D))
+    codes = sae.codes(batch)
+    valid = batch.valid[..., None]  # an invalid place has codes of its own that nobody reads; h is 0 there
+    assert torch.allclose(codes * valid, slow_codes(sae, batch) * valid, atol=1e-4)
+    assert (codes[..., : sae.n_temporal] > 0).any()
+    assert torch.allclose(sae.reconstruct(codes, batch), slow_reconstruction(sae, codes, batch), atol=1e-4)
+
+
+def test_training_reconstructs_as_inference_does_from_the_same_codes() -> None:
+    sae, batch = new(), packed(randn(B, T, D))
+    output = sae.training_pass(batch, CLOCK)
+    assert torch.allclose(sae.reconstruct(output.latents, batch), output.reconstruction, atol=1e-6)
+    assert not torch.equal(output.latents @ sae.W_dec + sae.b_dec, output.reconstruction)
+
+
+def test_each_group_has_its_own_budget() -> None:
+    output = new().training_pass(packed(randn(B, T, D)), CLOCK)
+    n = int(packed(randn(B, T, D)).valid.sum())
+    assert int((output.latents[..., :5] > 0).sum()) == round(K / 4 * n)
+    assert int((output.latents[..., 5:] > 0).sum()) == round(3 * K / 4 * n)
+
+
+def test_stored_codes_decode_to_what_forward_gives() -> None:
+    sae, batch = new(), packed(randn(B, T, D))
+    sae.scale.fill_(0.37)
+    codes = sae.encode(batch).clone()
+    assert torch.equal(sae.decode(codes, batch.with_x(torch.full_like(batch.x, torch.nan))), sae(batch))
+
+
+@pytest.mark.parametrize("attention", ["masked", "prefix"])
+def test_nothing_comes_from_the_future_or_from_other_documents(attention: str) -> None:
+    sae, x = new(attention=attention), randn(B, T, D)
+    changes = {
+        "future": (slice(None), slice(12, None), slice(None), slice(0, 12)),
+        "other document": (0, slice(0, 5), 0, slice(5, None)),
+        "next document": (1, slice(9, None), 1, slice(0, 9)),
+        "invalid place": (2, slice(0, 1), 2, slice(1, None)),
+        "other window": (0, slice(None), slice(1, None), slice(None)),
+    }
+    # prefix sums hold, and take away again, what lies before the document: equal to rounding, not to the bit
+    tolerance = 0.0 if attention == "masked" else 1e-5
+    codes, decoded = sae.encode(packed(x)), sae(packed(x))
+    for name, (rows, places, kept_rows, kept) in changes.items():
+        moved = x.clone()
+        moved[rows, places] += 3
+        assert (sae.encode(packed(moved)) - codes)[kept_rows, kept].abs().max() <= tolerance, name
+        assert (sae(packed(moved)) - decoded)[kept_rows, kept].abs().max() <= tolerance, name
+        # decode alone: other codes there, the same ones here
+        other = codes.clone()
+        other[rows, places] += 1
+        shifted = sae.decode(other, packed(x))
+        assert (shifted - decoded)[kept_rows, kept].abs().max() <= tolerance, name
+
+
+def test_the_past_is_read_up_to_the_span() -> None:
+    sae, x = new(), randn(B, T, D)
+    moved = x.clone()
+    moved[2, 3] += 3
+    difference = [(sae.pre_activations(packed(value), sae.terms(packed(value), None))[0]) for value in (x, moved)]
+    reached = (difference[0] - difference[1])[2].abs().sum(-1)
+    assert (reached[4 : 4 + SPAN] > 0).all()
+    assert reached[4 + SPAN :].max() == 0
+    codes = sae.encode(packed(x))
+    more = codes.clone()
+    more[2, 3, 0] += 1
+    reached = (sae.decode(more, packed(x)) - sae.decode(codes, packed(x)))[2].abs().sum(-1)
+    assert (reached[4 : 4 + SPAN] > 0).all()
+    assert reached[4 + SPAN :].max() == 0
+
+
+def test_rows_have_neither_past_nor_position() -> None:
+    sae, x = new(), randn(7, D)
+    u = torch.relu((x - sae.b_dec) @ sae.W_enc + sae.b_enc)
+    theta = torch.where(torch.arange(LATENTS) < 5, *sae.sparsity.threshold)
+    assert torch.allclose(sae.encode(x), u * (u > theta), atol=1e-6)
+    assert torch.allclose(sae(x), sae.encode(x) @ sae.W_dec + sae.b_dec, atol=1e-6)
+
+
+def test_position_buckets_are_single_then_half_octaves() -> None:
+    places = torch.tensor([[-1, 0, 15, 16, 22, 23, 32, 64, 2896, 2897, 10**6]], dtype=torch.int32)
+    # 16·√2 = 22.6; 64 is two octaves on: 16 + 4; 16·2^7.5 = 2896.3
+    assert position_bucket(places)[0].tolist() == [-1, 0, 15, 16, 16, 17, 18, 20, 30, 31, 31]
+
+
+def test_positions_are_read_and_unknown_ones_are_not() -> None:
+    sae, x = new(no_attention=True), randn(B, T, D)
+    known, unknown = packed(x), Batch.of(x)
+    assert sae.terms(unknown, None)["position"].abs().max() == 0
+    assert (sae.terms(known, None)["position"].abs().sum(-1) > 0).all()
+
+
+def test_span_and_rates_are_functions_of_the_share_done() -> None:
+    for n_steps in (100, 20_000):
+        sae = new(span=64)
+        spans, rates = {}, {}
+        for percent in (0, 9, 10, 20, 35, 37, 40, 50, 99):
+            clock = Clock(percent * n_steps // 100, n_steps, 1)
+            spans[percent], rates[percent] = sae.span_at(clock), sae.rates(clock)[1]
+        assert spans == {0: 4, 9: 4, 10: 8, 20: 16, 35: 32, 37: 32, 40: 32, 50: 64, 99: 64}
+        # warm-up: 5 of 100 steps; of 20,000 steps 500, which is 2.5 %
+        part = 0.5 + 0.5 * (2 / (5 if n_steps == 100 else 2.5))
+        expected = {0: 1, 9: 1, 10: 0.5, 20: 0.5, 35: 0.5, 37: part, 40: 1, 50: 0.5, 99: 1}
+        assert rates == pytest.approx(expected)
+    assert new(span=64, no_curriculum=True).span_at(Clock(0, 100, 1)) == 64
+    assert new(temporal_lr=2.0).rates(Clock(99, 100, 1)) == (1.0, 2.0)
+
+
+def test_inference_uses_the_span_trained_last(tmp_path: Any) -> None:
+    sae, batch = new(span=8), packed(randn(B, T, D))
+    sae.training_pass(batch, Clock(25, 100, B * T))
+    assert int(sae.span) == 2
+    save_sae(sae, tmp_path / "sae", {})
+    assert torch.equal(load_sae(tmp_path).encode(batch), sae.encode(batch))
+    sae.training_pass(batch, Clock(99, 100, B * T))
+    assert int(sae.span) == 8
+
+
+def learner_of(sae: SAE, n_steps: int) -> Learner:
+    config = LearnerConfig(name="x", variant=sae.variant, lr=1e-2)
+    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32)
+
+
+def test_plain_is_batchtopk() -> None:
+    options = {"d_sae": LATENTS, "k": K, "window": T}
+    learners = [
+        learner_of(make_sae(name, options | extra, D, 0, "test"), 30)
+        for name, extra in (("batchtopk", {}), ("relational", dict(Relational.plain or {})))
+    ]
+    for step in range(30):
+        for learner in learners:
+            learner.train_step(packed(randn(B, T, D, seed=step)), B * T)
+    ours, theirs = (learner.sae.state_dict() for learner in learners)
+    for name in ("W_enc", "W_dec", "b_enc", "b_dec", "tokens_silent"):
+        assert torch.equal(ours[name], theirs[name]), name
+    assert torch.equal(learners[0].last_loss, learners[1].last_loss)
+    assert torch.equal(theirs["sparsity.threshold"], ours["sparsity.threshold"].expand(2))
+
+
+@pytest.mark.parametrize("switch", ["no_position", "no_attention", "no_gate", "no_dec_temporal", "joint"])
+def test_each_switch_changes_the_result_and_still_trains(switch: str) -> None:
+    results = []
+    for options in ({}, {switch: True}):
+        learner = learner_of(make_sae("relational", {"d_sae": LATENTS, "k": K, "window": T} | options, D, 0, "t"), 6)
+        for step in range(6):
+            learner.train_step(packed(randn(B, T, D, seed=step)), B * T)
+        results.append(float(learner.last_loss))
+    assert all(math.isfinite(result) for result in results)
+    assert results[0] != results[1]
+
+
+def test_position_gates_start_open_and_are_penalised_in_the_second_half() -> None:
+    sae = make_sae("relational", {"d_sae": LATENTS, "k": K, "window": T, "position_gate": True}, D, 0, "test")
+    assert isinstance(sae, Relational)
+    # σ(2)·1.2 − .1 = .957; log-odds of being open: 2 − 2/3·log(.1/1.1) = 3.599, P = .9734
+    assert sae.position_gates(None).tolist() == pytest.approx([0.9570] * 5, abs=1e-4)
+    batch = packed(randn(B, T, D))
+    sae.requires_grad_(False)
+    early, late = (sae.training_pass(batch, Clock(step, 100, B * T)).parts["position_gates"] for step in (49, 50))
+    assert float(early) == 0.0
+    assert float(late) == pytest.approx(1e-3 * 0.9734, rel=1e-4)
+    first, again, other = (sae.position_gates(Clock(step, 100, 1)) for step in (3, 3, 4))
+    assert torch.equal(first, again)  # a function of the step: a resumed run draws the same
+    assert not torch.equal(first, other)
+
+
+def test_gate_penalty_is_the_mean_gate_of_valid_places() -> None:
+    sae, batch = new(gate_penalty=0.5), packed(randn(B, T, D))
+    gate = sae.terms(batch, CLOCK)["gate"][batch.valid]
+    part = sae.training_pass(batch, CLOCK).parts["gate"]
+    assert float(part) == pytest.approx(0.5 * float(gate.mean()), rel=1e-5)
+
+
+def test_measured_terms_are_ratios_of_norms() -> None:
+    sae, batch = new(), packed(randn(B, T, D))
+    terms, extra = sae.terms(batch, CLOCK), sae.training_pass(batch, CLOCK).extra
+    static = ((batch.x - sae.b_dec) @ sae.W_enc + sae.b_enc)[..., :5][batch.valid]
+    for name in ("attention", "position"):
+        ratio = float(terms[name][batch.valid].norm() / static.norm())
+        assert float(extra[f"{name}_ratio"]) == pytest.approx(ratio, rel=1e-4)
+
+
+def test_what_only_the_past_says_is_used() -> None:
+    # one document of one constant direction per window, and noise: with k = 1 of the noise's size the past helps
+    options = {"d_sae": 16, "k": 2, "window": 16, "span": 16, "decoder_reads": "all", "aux_alpha": 0.0}
+    sae = make_sae("relational", options, 8, 0, "test")
+    learner = learner_of(sae, 300)
+    for step in range(300):
+        constant = torch.eye(4)[torch.randint(4, (16,), generator=torch.Generator().manual_seed(step))]
+        noise = torch.eye(4)[torch.randint(4, (16, 16), generator=torch.Generator().manual_seed(step + 1000))]
+        extra = torch.eye(4)[torch.randint(4, (16, 16), generator=torch.Generator().manual_seed(step + 2000))]
+        x = torch.cat([constant[:, None].expand(16, 16, 4), noise + extra], dim=-1) / 3**0.5
+        learner.train_step(Batch.of(x), 256)
+    output = sae.requires_grad_(False).training_pass(Batch.of(x), Clock(299, 300, 256))
+    assert float(output.parts["reconstruction"]) < 0.8 * float(output.extra["error_without_past"])

@@ -1,0 +1,98 @@
+"""BatchTopK beside a low-rank linear predictor from past codes: the control that a temporal variant has to beat.
+
+    u = ReLU((x − b_dec) W_enc + b_enc)      f = the k·N largest of u over the batch
+    x̂_t = f_t W_dec + b_dec + Σ_{j=1…lags} (a_j ⊙ f_{t−j} P) Q          over places of the same document, valid ones
+    L = ⟨‖x − x̂‖²⟩ + α·AuxK
+
+P [d_sae, rank], Q [rank, d], one weight a_j per lag and rank. Q starts at 0, so the predictor starts as batchtopk.
+Codes alone decide x̂, and it is linear in them; they are told only what the past does not say (spec §6, §11).
+"""
+
+from __future__ import annotations
+
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.config import Count
+from train.data.batch import Batch
+from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.past import lagged
+from train.saes.sparsity import Sparsity
+from train.schedule import Clock
+
+OWN_DRAWS = 1_000_003  # added to the seed: the predictor's numbers are apart from the shared weights'
+
+
+class PredictorConfig(KeptConfig):
+    """Settings of `predictor`."""
+
+    window: Count = Field(128, gt=1, description="Tokens of a training window; shorter where the store's context is.")
+    rank: Count = Field(32, ge=0, description="Rank of the predictor; 0: none, which is batchtopk.")
+    lags: Count = Field(16, gt=0, description="Past places it reads.")
+
+
+@final
+class Predictor(SAE):
+    """See the module's formula."""
+
+    variant = "predictor"
+    Config = PredictorConfig
+    config: PredictorConfig
+    plain = {"rank": 0}
+
+    def __init__(self, config: PredictorConfig, d_in: int, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed)
+        self.sparsity = Sparsity([config.d_sae], config.k, d_in, k_anneal=config.k_anneal)
+        if config.rank:
+            generator = torch.Generator().manual_seed(seed + OWN_DRAWS)
+            start = torch.randn(config.d_sae, config.rank, generator=generator) / config.rank**0.5
+            self.W_past = nn.Parameter(start)
+            self.W_out = nn.Parameter(torch.zeros(config.rank, d_in))
+            falling = 1 / torch.arange(1, config.lags + 1)
+            self.lag_weights = nn.Parameter(falling[:, None].repeat(1, config.rank))
+
+    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
+        return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))
+
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        return self.sparsity.active(self.pre_activations(batch.x), 0, batch.n_valid, None)
+
+    def from_past(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
+        """What the past codes say of x."""
+        if not self.config.rank:
+            return latents.new_zeros(*latents.shape[:-1], self.d_in)
+        return (lagged(latents @ self.W_past, self.lag_weights, batch) @ self.W_out).float()
+
+    def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
+        return (latents @ self.W_dec).float() + self.b_dec + self.from_past(latents, batch)
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
+        latents = self.sparsity.active(u, 0, batch.n_valid, clock)
+        predicted = self.from_past(latents, batch)
+        direct = (latents @ self.W_dec).float() + self.b_dec
+        reconstruction = direct + predicted
+        dead = self.dead(clock)
+        aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        parts = {
+            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
+            "aux": self.config.aux_alpha * aux,
+        }
+        extra = {
+            "dead": dead.float().mean(),
+            "error_without_past": reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid),
+        }
+        return Output(parts, latents, reconstruction, extra | self.sparsity.logged())
+
+    @torch.no_grad()
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        return self.sparsity.calibrate(lambda: ([self.pre_activations(b.x)[b.valid]] for b in batches()))
+
+    def fold_extra(self, scale: Tensor) -> None:
+        self.sparsity.fold(scale)  # W_past and W_out are linear in the codes: they stay

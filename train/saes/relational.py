@@ -1,0 +1,274 @@
+"""C: a static group of latents beside a temporal one that also reads positions and the past (own proposal, spec §6).
+
+    h = x − b_dec            u = h W_enc + b_enc, and on the temporal group  + g_t·(c_t W_C + (U V)_{·,β(p_t)})
+    c_t = windowed linear attention over h:  q = φ(√d·h W_Q), k = φ(√d·h W_K), v = h W_V       see `past`
+    g_t = σ(w·[h_t; c_t] + b)          β: 32 buckets of the position p in the document
+    f = BatchTopK of ReLU(u), each group with its own budget: k/4 temporal, 3k/4 static
+    x̂_t = f_t W_dec + b_dec + σ(γ)·y_t W_O          y_t = windowed linear attention over the codes f alone
+    L = ⟨‖x − x̂‖²⟩ + α·AuxK + λ_z·P(z > 0) + λ_g⟨g⟩
+
+The span grows over the run: 4, 8, 16, 32, 64 places from 0, 10, 20, 35 and 50 %. W_C, V and W_O start at 0.
+φ and the gate do not scale with x, so the input scale is kept, not folded.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from common.config import Count
+from train.data.batch import Batch
+from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.past import RESTART, feature_map, masked_attention, prefix_attention
+from train.saes.sparsity import Sparsity
+from train.schedule import Clock
+
+HEADS, RANK = 4, 16  # of the encoder's attention
+BUCKETS, MODULATION_RANK = 32, 8
+CODE_RANK, CODE_VALUES = 16, 32  # of the decoder's attention, one head
+STAGES = ((0.0, 16), (0.1, 8), (0.2, 4), (0.35, 2), (0.5, 1))  # from this share of the run: span / this
+OWN_WARMUP = 0.05  # share of the run after a stage begins over which temporal rates rise from half; at most …
+MAX_WARMUP_STEPS = 500
+PENALTY_FROM = 0.5  # share of the run before the penalty on position gates
+CLOSED, OPEN, HEAT = -0.1, 1.1, 2 / 3  # hard-concrete gates (Louizos et al. 1712.01312)
+OWN_DRAWS = 1_000_003  # added to the seed: temporal weights are drawn apart from the shared ones
+
+
+class RelationalConfig(KeptConfig):
+    """Settings of `relational`."""
+
+    window: Count = Field(128, gt=1, description="Tokens of a training window; shorter where the store's context is.")
+    span: Count = Field(64, gt=0, le=RESTART, description="Past places attention reads, once the curriculum is over.")
+    temporal_share: float = Field(0.25, gt=0, lt=1, description="Share of the latents, and of k, that is temporal.")
+    temporal_lr: float = Field(1.0, gt=0, description="Factor on the learning rate of the temporal weights.")
+    gate_penalty: float = Field(0.0, ge=0, description="λ_g, on the mean gate; 1e-3 where gates should be sparse.")
+    decoder_reads: Literal["temporal", "all"] = Field("temporal", description="Codes that y is made of.")
+    attention: Literal["masked", "prefix"] = Field(
+        "masked", description="How attention is computed; prefix sums pay for windows above a few hundred tokens."
+    )
+    position_gate: bool = Field(
+        False, description="A hard-concrete gate per temporal latent on its position term; off: unhelpful gates close."
+    )
+    position_penalty: float = Field(1e-3, ge=0, description="λ_z, on open position gates, in the second half.")
+    joint: bool = Field(False, description="One budget for both groups; the temporal one then starves.")
+    no_position: bool = Field(False, description="Ablation: no position term.")
+    no_attention: bool = Field(False, description="Ablation: no attention in the encoder.")
+    no_gate: bool = Field(False, description="Ablation: g = 1.")
+    no_dec_temporal: bool = Field(False, description="No y: the decoder is a plain one, token by token.")
+    no_curriculum: bool = Field(False, description="Ablation: the whole span from the start.")
+
+
+def stage_of(progress: float) -> tuple[float, int]:
+    """Where in the run the present stage began, and by what it divides the span."""
+    return max(stage for stage in STAGES if stage[0] <= progress)
+
+
+def position_bucket(position: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
+    """0 … 15 each, then half octaves to 31 (from 2,896 on); −1 where the position is unknown."""
+    octaves = 2 * torch.log2(position.clamp_min(16) / 16)
+    later = 16 + octaves.floor().clamp_max(BUCKETS - 17).to(position.dtype)
+    return torch.where(position < 16, position, later)
+
+
+@final
+class Relational(SAE):
+    """See the module's formula. Temporal latents are the first columns.
+
+    Attributes:
+        span: places attention reads now: the last stage trained, which in a finished run is all of them.
+    """
+
+    variant = "relational"
+    Config = RelationalConfig
+    config: RelationalConfig
+    foldable = False
+    plain = {"joint": True, "no_position": True, "no_attention": True, "no_dec_temporal": True}
+    own_rate = ("W_Q", "W_K", "W_V", "W_C", "U", "V", "z", "w_gate", "b_gate", "Q_y", "K_y", "E_y", "W_O", "gamma")
+    span: Tensor
+
+    def __init__(self, config: RelationalConfig, d_in: int, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed)
+        n = self.n_temporal = max(1, round(config.temporal_share * config.d_sae))
+        shares = (config.temporal_share, 1 - config.temporal_share)
+        mode: Literal["joint", "budgets"] = "joint" if config.joint else "budgets"
+        self.sparsity = Sparsity([n, config.d_sae - n], config.k, d_in, mode, shares=shares, k_anneal=config.k_anneal)
+        self.attend = masked_attention if config.attention == "masked" else prefix_attention
+        self.register_buffer("span", torch.tensor(config.span))
+        generator = torch.Generator().manual_seed(seed + OWN_DRAWS)
+
+        def drawn(*shape: int, std: float) -> nn.Parameter:
+            return nn.Parameter(std * torch.randn(*shape, generator=generator))
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape))
+
+        if not config.no_attention:
+            self.W_Q, self.W_K, self.W_V = (drawn(d_in, HEADS * RANK, std=d_in**-0.5) for _ in range(3))
+            self.W_C = zeros(HEADS * RANK, n)
+        if not config.no_position:
+            self.U, self.V = drawn(n, MODULATION_RANK, std=0.02), zeros(MODULATION_RANK, BUCKETS)
+            if config.position_gate:
+                self.z = nn.Parameter(torch.full((n,), 2.0))
+        if self.gated:
+            self.w_gate, self.b_gate = zeros(d_in + HEADS * RANK), nn.Parameter(torch.tensor(-2.0))
+        if not config.no_dec_temporal:
+            n_read = self.n_read = n if config.decoder_reads == "temporal" else config.d_sae
+            # codes of a token are about .5 long: with unit normal weights φ tells tokens apart from the start
+            self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
+            self.E_y = drawn(n_read, CODE_VALUES, std=CODE_VALUES**-0.5)
+            self.W_O, self.gamma = zeros(CODE_VALUES, d_in), nn.Parameter(torch.tensor(-2.0))
+
+    @property
+    def gated(self) -> bool:
+        return not self.config.no_gate and not (self.config.no_attention and self.config.no_position)
+
+    # ---- encoder -------------------------------------------------------------------------------------------
+
+    def context(self, h: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B T C"]:
+        """c: what the past says, 0 without attention."""
+        if self.config.no_attention:
+            return h.new_zeros(*h.shape[:-1], HEADS * RANK)
+        root = math.sqrt(self.d_in)
+        q, k = (feature_map(root * (h @ weight)).unflatten(-1, (HEADS, RANK)) for weight in (self.W_Q, self.W_K))
+        v = (h @ self.W_V).unflatten(-1, (HEADS, RANK))
+        return self.attend(q, k, v, batch, self.span).flatten(-2)
+
+    def position_term(self, batch: Batch, clock: Clock | None) -> Float[Tensor, "B T G"]:
+        """(U V)_{·,β(p)}, rows gated; 0 where the position is unknown."""
+        gates = self.position_gates(clock)[:, None] if self.config.position_gate else 1.0
+        bucket = position_bucket(batch.pos)[..., None]
+        chosen = (bucket == torch.arange(BUCKETS, device=bucket.device)).to(self.V.dtype)
+        return (chosen @ self.V.t() @ (self.U * gates).t()).float()
+
+    def position_gates(self, clock: Clock | None) -> Float[Tensor, " G"]:
+        """Hard-concrete gates in [0, 1]: drawn anew at every step of training, their median afterwards."""
+        if clock is None:
+            drawn = torch.sigmoid(self.z)
+        else:
+            generator = torch.Generator(self.z.device).manual_seed(clock.step)
+            noise = torch.rand(len(self.z), generator=generator, device=self.z.device).clamp(1e-6, 1 - 1e-6)
+            drawn = torch.sigmoid((self.z + noise.logit()) / HEAT)
+        return (drawn * (OPEN - CLOSED) + CLOSED).clamp(0, 1)
+
+    def terms(self, batch: Batch, clock: Clock | None) -> dict[str, Tensor]:
+        """What is added to the temporal group's pre-activations, gated, and the gate [B, T, 1]; {} if nothing is."""
+        if self.config.no_attention and self.config.no_position:
+            return {}
+        h = masked((batch.x - self.b_dec).float(), batch.valid, batch.n_valid)
+        context = self.context(h, batch)
+        gate = h.new_ones(*h.shape[:-1], 1)
+        if self.gated:
+            gate = torch.sigmoid((torch.cat([h, context], dim=-1) * self.w_gate).sum(-1, keepdim=True) + self.b_gate)
+        terms = {"gate": gate}
+        if not self.config.no_attention:
+            terms["attention"] = gate * (context @ self.W_C).float()
+        if not self.config.no_position:
+            terms["position"] = gate * self.position_term(batch, clock)
+        return terms
+
+    def pre_activations(self, batch: Batch, terms: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the temporal and the static group, not yet rectified."""
+        u = pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec)
+        temporal, static = u[..., : self.n_temporal], u[..., self.n_temporal :]
+        for name in ("attention", "position"):
+            if name in terms:
+                temporal = temporal + terms[name]
+        return temporal, static
+
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        groups = self.pre_activations(batch, self.terms(batch, None))
+        kept = [self.sparsity.active(torch.relu(u), i, batch.n_valid, None) for i, u in enumerate(groups)]
+        return torch.cat(kept, dim=-1)
+
+    # ---- decoder -------------------------------------------------------------------------------------------
+
+    def from_past(
+        self, latents: Float[Tensor, "B T L"], batch: Batch, query: Float[Tensor, "B T L"] | None = None
+    ) -> Float[Tensor, "B T D"]:
+        """σ(γ)·y W_O: what past codes say of x, asked by each place's own codes, or by `query`."""
+        if self.config.no_dec_temporal:
+            return latents.new_zeros(*latents.shape[:-1], self.d_in)
+        sources = latents[..., : self.n_read]
+        asking = sources if query is None else query[..., : self.n_read]
+        q, k = feature_map(asking @ self.Q_y)[:, :, None], feature_map(sources @ self.K_y)[:, :, None]
+        y = self.attend(q, k, (sources @ self.E_y)[:, :, None], batch, self.span)[:, :, 0]
+        return torch.sigmoid(self.gamma) * (y @ self.W_O).float()
+
+    def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
+        return (latents @ self.W_dec).float() + self.b_dec + self.from_past(latents, batch)
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        self.span.fill_(self.span_at(clock))
+        terms = self.terms(batch, clock)
+        temporal, static = self.pre_activations(batch, terms)
+        groups = [masked(torch.relu(u), batch.valid, batch.n_valid) for u in (temporal, static)]
+        kept = [self.sparsity.active(u, i, batch.n_valid, clock) for i, u in enumerate(groups)]
+        latents = torch.cat(self.sparsity.settle(groups, kept, batch.n_valid, clock), dim=-1)
+        direct = (latents @ self.W_dec).float() + self.b_dec
+        reconstruction = direct + self.from_past(latents, batch)
+        dead = self.dead(clock)
+        aux = aux_k_loss(batch.x - reconstruction, torch.cat(groups, dim=-1), dead, self.W_dec, batch.valid)
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        parts = {
+            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
+            "aux": self.config.aux_alpha * aux,
+        } | self.penalties(terms, batch, clock)
+        extra = {
+            "dead": dead.float().mean(),
+            "error_without_past": reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid),
+            "l0_temporal": (latents[..., : self.n_temporal] > 0).sum() / batch.n_valid,
+        }
+        extra |= self.measured(terms, temporal.detach(), batch)
+        return Output(parts, latents, reconstruction, extra | self.sparsity.logged())
+
+    def span_at(self, clock: Clock) -> int:
+        """Places attention reads at a step."""
+        return (
+            self.config.span if self.config.no_curriculum else max(1, self.config.span // stage_of(clock.progress)[1])
+        )
+
+    def rates(self, clock: Clock) -> tuple[float, float]:
+        """Temporal weights begin each new stage at half their rate, whole after 5 % of the run, 500 steps at most."""
+        began, _ = stage_of(clock.progress)
+        if self.config.no_curriculum or began == 0:
+            return 1.0, self.config.temporal_lr
+        warmup = min(MAX_WARMUP_STEPS, OWN_WARMUP * clock.n_steps)
+        done = min((clock.progress - began) * clock.n_steps / warmup, 1.0)
+        return 1.0, self.config.temporal_lr * (0.5 + 0.5 * done)
+
+    def penalties(self, terms: dict[str, Tensor], batch: Batch, clock: Clock) -> dict[str, Tensor]:
+        parts = {}
+        if self.config.gate_penalty and "gate" in terms:
+            parts["gate"] = (
+                self.config.gate_penalty * masked(terms["gate"], batch.valid, batch.n_valid).sum() / batch.n_valid
+            )
+        if self.config.position_gate and not self.config.no_position:
+            open_share = torch.sigmoid(self.z - HEAT * math.log(-CLOSED / OPEN)).mean()
+            weight = self.config.position_penalty if clock.progress >= PENALTY_FROM else 0.0
+            parts["position_gates"] = weight * open_share
+        return parts
+
+    @torch.no_grad()
+    def measured(self, terms: dict[str, Tensor], u: Float[Tensor, "B T G"], batch: Batch) -> dict[str, Tensor]:
+        """The mean gate, and the terms' norms over that of the temporal group's pre-activation without them."""
+        if not terms:
+            return {}
+        named = {name: terms[name] for name in ("attention", "position") if name in terms}
+        static = masked(u - torch.stack(list(named.values())).sum(0), batch.valid, batch.n_valid).norm()
+        ratios = {f"{name}_ratio": masked(t, batch.valid, batch.n_valid).norm() / static for name, t in named.items()}
+        return ratios | {"gate": masked(terms["gate"], batch.valid, batch.n_valid).sum() / batch.n_valid}
+
+    @torch.no_grad()
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        def groups(batch: Batch) -> list[Tensor]:
+            return [torch.relu(u[batch.valid]) for u in self.pre_activations(batch, self.terms(batch, None))]
+
+        return self.sparsity.calibrate(lambda: (groups(batch) for batch in batches()))
