@@ -24,6 +24,7 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.separation import correlation, separation
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
 
@@ -98,9 +99,9 @@ class MultiScale(SAE):
         return [tap * dilation for tap in range(1, self.config.kernel)]
 
     def past(self, batch: Batch) -> dict[int, tuple[Float[Tensor, "B T D"], Float[Tensor, "B T 1"]]]:
-        """Of each lag in use: h at that place before each token, 0 where there is none, and whether there is one."""
+        """Of lag 0 and each in use: h that many places before each token (0 where there is none), whether one is."""
         h = batch.x - self.b_dec
-        seen = {}
+        seen = {0: (h, torch.ones_like(h[..., :1]))}
         for lag in sorted({lag for dilation in self.config.dilations for lag in self.lags(dilation)}):
             there = linked(batch, lag)[..., None].to(h.dtype)
             seen[lag] = (shifted(h, lag) * there, there)
@@ -113,7 +114,7 @@ class MultiScale(SAE):
         if self.config.convolution == "none":
             return torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
         past = self.past(batch) if past is None else past
-        h = batch.x - self.b_dec
+        h = past[0][0]
         seen = [
             torch.stack([weight * past[lag][0] for weight, lag in zip(taps, self.lags(dilation), strict=True)]).sum(0)
             for taps, dilation in zip(self.omega, self.config.dilations, strict=True)
@@ -167,15 +168,14 @@ class MultiScale(SAE):
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, ""]]:
         """x̂, put together from the slowest group to the fastest, and λ_s·L_s of the sums on the way."""
         groups = list(zip(latents.split(self.sizes, dim=-1), self.W_dec.split(self.sizes), strict=True))
-        h, so_far, losses = batch.x - self.b_dec, torch.zeros_like(batch.x), []
+        so_far, losses = torch.zeros_like(batch.x), []
         for number in reversed(range(len(groups))):
             codes, rows = groups[number]
             so_far = so_far + (codes @ rows).float()
             if number == 0:
                 break  # the last sum is x̂, whose target is x itself
-            seen = [past[lag] for lag in self.lags(self.config.dilations[number])]
-            mean = torch.stack([h, *(values for values, _ in seen)]).sum(0)
-            mean = mean / (1 + torch.stack([there for _, there in seen]).sum(0))
+            seen = [past[lag] for lag in (0, *self.lags(self.config.dilations[number]))]
+            mean = torch.stack([values for values, _ in seen]).sum(0) / torch.stack([there for _, there in seen]).sum(0)
             losses.append(reconstruction_loss(mean, so_far, batch.valid, batch.n_valid))
         return so_far + self.b_dec, self.config.lambda_scale * torch.stack(losses).mean()
 
@@ -224,21 +224,3 @@ def linked(batch: Batch, lag: int) -> Bool[Tensor, "B T"]:
     if lag < batch.valid.shape[1]:
         there[:, lag:] = batch.valid[:, :-lag] & (batch.doc[:, lag:] == batch.doc[:, :-lag])
     return there
-
-
-def separation(rows: Float[Tensor, "R D"], group: Int[Tensor, " R"]) -> Float[Tensor, ""]:
-    """L_sep of unit rows: the squared cosine to the nearest row of other groups, and half that to its own group's."""
-    cosines = (rows @ rows.t()).float().clamp_min(0)
-    same = group[:, None] == group
-    across = cosines.masked_fill(same, 0).amax(1)
-    within = cosines.masked_fill(~same, 0).fill_diagonal_(0).amax(1)
-    return across.square().mean() + within.square().mean() / 2
-
-
-def correlation(energies: Float[Tensor, "B T G"], valid: Bool[Tensor, "B T"], n_valid: int) -> Float[Tensor, ""]:
-    """Mean squared correlation between different groups over valid tokens; 0 where a group does not vary."""
-    centred = masked(energies - masked(energies, valid, n_valid).sum((0, 1)) / n_valid, valid, n_valid).flatten(0, 1)
-    unit = centred / centred.norm(dim=0).clamp_min(1e-12)
-    squares: Tensor = (unit.t() @ unit).float().square()
-    n = len(squares)
-    return (squares.sum() - squares.diagonal().sum()) / max(n * (n - 1), 1)

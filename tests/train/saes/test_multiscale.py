@@ -15,7 +15,8 @@ from train.learner import Learner
 from train.saes import make_sae
 from train.saes import multiscale as module
 from train.saes.base import SAE
-from train.saes.multiscale import MultiScale, correlation, separation
+from train.saes.multiscale import MultiScale
+from train.saes.separation import correlation, separation
 from train.schedule import Clock
 
 B, T, D, LATENTS, K = 3, 12, 6, 18, 4  # 18 latents in groups of 5, 5, 4, 4
