@@ -63,7 +63,8 @@ class Batch:
         """
         shape = x.shape[:2]
         unknown = torch.full(shape, -1, dtype=torch.int32, device=x.device)
-        document = torch.zeros_like(unknown) if doc is None else doc
+        rows = torch.arange(shape[0], dtype=torch.int32, device=x.device)[:, None].expand(shape)
+        document = rows if doc is None else doc
         mask = torch.ones(shape, dtype=torch.bool, device=x.device) if valid is None else valid
         context = (document, unknown if pos is None else pos, unknown)
         return cls(x, mask, int(mask.sum()), lambda: torch.stack(context, dim=-1))

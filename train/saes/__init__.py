@@ -13,6 +13,7 @@ from common.errors import ConfigError, StoreError, nearest
 from common.files import read_json, write_file, write_json
 from train.saes.base import SAE, SAEConfig
 from train.saes.batchtopk import BatchTopK
+from train.saes.contrastive import Contrastive
 from train.saes.multiscale import MultiScale
 from train.saes.predictor import Predictor
 from train.saes.relational import Relational
@@ -20,7 +21,7 @@ from train.saes.standard import Standard
 from train.saes.topk import TopK
 
 REGISTRY: dict[str, type[SAE]] = {
-    sae.variant: sae for sae in (Standard, TopK, BatchTopK, Relational, MultiScale, Predictor)
+    sae.variant: sae for sae in (Standard, TopK, BatchTopK, Relational, Contrastive, MultiScale, Predictor)
 }
 WIDTH_FACTOR = 8  # default d_sae / d_model
 MAX_WINDOW = 128
