@@ -230,7 +230,7 @@ def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
         run.metrics_of(learner).append(metrics)
         lines[learner.name] = metrics
         reason = verdict(metrics, learner.judged_ev, int(learner.quiet_steps[1]), run.amount.n_steps)
-        if reason is not None:
+        if reason is not None and learner.sae.trained:
             end_learner(run, learner, "diverged", reason)
     note_status(run)
     return lines

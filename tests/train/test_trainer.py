@@ -85,7 +85,7 @@ def test_a_run_leaves_the_files_and_figures_promised(shared_store: Path, tmp_pat
         assert isinstance(result["final_loss"], float)
         assert result["lr"] == default_lr(40, 32) == 1e-2
         assert result["reason"]
-        assert result["metrics"]["explained_variance"] > 0
+        assert result["metrics"]["explained_variance"] > 0 or not REGISTRY[variant].trained
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(5, 45, 5))
         parts = sum(value for key, value in lines[-1].items() if key.startswith("loss_"))

@@ -16,12 +16,14 @@ from train.saes.batchtopk import BatchTopK
 from train.saes.contrastive import Contrastive
 from train.saes.multiscale import MultiScale
 from train.saes.predictor import Predictor
+from train.saes.references import PCA, Identity, Mean
 from train.saes.relational import Relational
 from train.saes.standard import Standard
 from train.saes.topk import TopK
 
 REGISTRY: dict[str, type[SAE]] = {
-    sae.variant: sae for sae in (Standard, TopK, BatchTopK, Relational, Contrastive, MultiScale, Predictor)
+    sae.variant: sae
+    for sae in (Standard, TopK, BatchTopK, Relational, Contrastive, MultiScale, Predictor, Mean, PCA, Identity)
 }
 WIDTH_FACTOR = 8  # default d_sae / d_model
 MAX_WINDOW = 128

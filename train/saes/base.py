@@ -87,6 +87,7 @@ class SAE(nn.Module, ABC):
         own_rate: parameters with a learning rate of their own; see `rates`.
         foldable: whether the input scale can move into the weights; if not, it is kept and applied.
         plain: options with which the variant is flat BatchTopK, for the tests; None where there are none.
+        trained: whether gradient steps make it what it is; a reference has none, and no monitor ends it.
     """
 
     variant: ClassVar[str]
@@ -96,6 +97,7 @@ class SAE(nn.Module, ABC):
     own_rate: ClassVar[tuple[str, ...]] = ()
     foldable: ClassVar[bool] = True
     plain: ClassVar[Mapping[str, Any] | None] = None
+    trained: ClassVar[bool] = True
 
     W_enc: Tensor
     W_dec: Tensor
