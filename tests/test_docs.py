@@ -27,6 +27,7 @@ from train.config import DataConfig, FitConfig, LearnerConfig
 from train.data.reader import DataPlan
 from train.evaluate import METRICS, SUITES
 from train.record import Status, read_lines
+from train.report.tables import Row
 from train.saes import REGISTRY
 from train.settings import fit_config
 from train.trainer import Outcome as FitOutcome
@@ -229,6 +230,7 @@ def test_store_page_layout_names_every_array(store: Store) -> None:
         (Report, "harvest", "harvest verify"),
         (FitOutcome, "train", "train fit"),
         (DataPlan, "train", "train fit"),
+        (Row, "train", "train compare"),
     ],
 )
 def test_json_record_fields_are_named(cls: type, tool: str, heading: str) -> None:

@@ -51,7 +51,7 @@ class Learner:
         step: steps taken.
         state: "running", "finished", "diverged" or "failed".
         reason: why it is in this state, one line.
-        seconds: wall time of its steps, stops left out.
+        seconds: wall time of its own steps; on a GPU, of queueing them.
         last_loss: the last finite total loss, a scalar on the device; NaN before the first step.
         quiet_steps: [2] on the device: steps with L0 below 1 in a row until now, and at most so far.
         judged_ev: explained variance over at least `JUDGED_STEPS` steps, from `read_metrics`; None if there is none.
