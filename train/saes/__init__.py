@@ -20,10 +20,11 @@ from train.saes.references import PCA, Identity, Mean
 from train.saes.relational import Relational
 from train.saes.standard import Standard
 from train.saes.topk import TopK
+from train.saes.tree import Tree
 
 REGISTRY: dict[str, type[SAE]] = {
     sae.variant: sae
-    for sae in (Standard, TopK, BatchTopK, Relational, Contrastive, MultiScale, Predictor, Mean, PCA, Identity)
+    for sae in (Standard, TopK, BatchTopK, Tree, Relational, Contrastive, MultiScale, Predictor, Mean, PCA, Identity)
 }
 WIDTH_FACTOR = 8  # default d_sae / d_model
 MAX_WINDOW = 128

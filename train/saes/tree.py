@@ -1,0 +1,312 @@
+"""Tree: three levels of latents joined by a fixed tree with learned edges (variant B of the specification, §5).
+
+Levels top, mid and leaf; ch(p) are the children of p; w, v, κ > 0 through softplus, one per latent. Bottom up:
+
+    u_leaf = h W + b      u_p = h W + b + κ_p a_p,  a_p = Σ_{c ∈ ch(p)} w_c f_c              h = x − b_dec
+    f = BatchTopK per level of ReLU(u), k · (4, 2, 1) / 7 from leaf to top     x̂_P = b_dec + Σ_{i in levels P} f_i d_i
+    L = Σ_P ω_P ⟨‖x − x̂_P‖²⟩ + r(t) (λ_2 L2 + λ_KL KL) + α·AuxK                      P: top, top + mid, all
+
+Top down the order is turned: roots are encoded first and are cheap, a_c = w_c f_parent(c), k · (4, 2, 1) / 7 from top
+to leaf. L2 and KL ask each level's codes f to agree with their aggregate a, over active latents only (`consistency`);
+r(t) rises from 0 to 1 between 20 % and 40 % of the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from train.data.batch import Batch
+from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.consistency import family_loss, kl_loss, l2_loss
+from train.saes.forest import LEAF, LEAST, MID, TOP, Forest
+from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.repair import repair_landmarks, residual_directions
+from train.saes.sparsity import Mode, Sparsity
+from train.schedule import Clock
+
+INIT_NOISE = 0.1
+REPAIRED_SHARE = 0.05  # of the leaves, at most, at one landmark
+REPAIR_GAIN = 0.2  # encoder column of a repaired leaf over its decoder row
+Three = tuple[float, float, float]
+
+
+class TreeConfig(KeptConfig):
+    """Settings of `tree`."""
+
+    shape: Literal["halves", "fanout"] = Field(
+        "halves", description="Top, mid and leaf 1/4, 1/4, 1/2 of the latents, or 1 : 4 : 16 with four children each."
+    )
+    orientation: Literal["bottom_up", "top_down"] = Field("bottom_up", description="Which level is encoded first.")
+    sparsity: Mode = Field("budgets", description="A share of k per level, one `joint` BatchTopK, or an `l1` penalty.")
+    level_weights: Three = Field((0.5, 1.0, 2.0), description="Price of a latent by level, in the order of encoding.")
+    l1: float = Field(0.03, ge=0, description="λ at the start, for `l1`; then it is led to L0 = k.")
+    nesting: Three = Field((0.25, 0.5, 1.0), description="ω of top, top + mid and all levels, before they sum to 1.")
+    kappa: float = Field(0.25, ge=0, description="Start of κ, what a level sees of the other; 0: nothing, ever.")
+    no_enc_skip: bool = Field(False, description="Levels after the first see only the aggregate, not x.")
+    no_dec_skip: bool = Field(False, description="A parent's decoder row is the normalised Σ v d of its children.")
+    gate: Literal["soft", "hard"] = Field("soft", description="`hard`: active only where the aggregate is.")
+    sum_init: bool = Field(True, description="Parents' rows start as the sum of their children's, 10 % noise added.")
+    l2: float = Field(0.02, ge=0, description="λ_2, the weight of amounts that agree.")
+    kl: float = Field(0.005, ge=0, description="λ_KL, the weight of distributions that agree.")
+    rho: float = Field(0.0, ge=0, description="Weight of the decoder constraint f_p d_p = Σ v_c f_c d_c.")
+    swap: float = Field(0.0, ge=0, le=1, description="Chance that Σ v_c f_c d_c stands for f_p d_p in training.")
+    repair: bool = Field(True, description="Reset dead leaves to what is left over where their family is active.")
+
+    @model_validator(mode="after")
+    def _has_a_tree(self) -> TreeConfig:
+        if self.d_sae < LEAST[self.shape]:
+            raise ValueError(f"{self.d_sae} latents are no tree of {self.shape}: at least {LEAST[self.shape]}")
+        if min(self.nesting) < 0 or self.nesting[LEAF] == 0 or min(self.level_weights) <= 0:
+            raise ValueError("nesting must not be negative; its last weight and all level_weights are above 0")
+        return self
+
+
+@final
+class Tree(SAE):
+    """See the module's formula. Latents lie top, mid, leaf.
+
+    Attributes:
+        forest: which latent is whose child.
+        parent: `forest.parent()`, kept beside the weights for readers of the file.
+        order: levels in the order of encoding.
+        up, down, kappa: w, v and κ before softplus [d_sae]; each is there only where it is used.
+    """
+
+    variant = "tree"
+    Config = TreeConfig
+    config: TreeConfig
+    plain = {
+        "nesting": (0.0, 0.0, 1.0),
+        "kappa": 0.0,
+        "sparsity": "joint",
+        "level_weights": (1.0, 1.0, 1.0),
+        "sum_init": False,
+        "l2": 0.0,
+        "kl": 0.0,
+        "repair": False,
+    }
+    parent: Tensor
+    up: Tensor | None
+    down: Tensor | None
+    kappa: Tensor | None
+
+    def __init__(self, config: TreeConfig, d_in: int, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed)
+        self.forest, self.seed = Forest(config.d_sae, config.shape), seed
+        self.order = (LEAF, MID, TOP) if config.orientation == "bottom_up" else (TOP, MID, LEAF)
+        sizes = [self.forest.sizes[level] for level in self.order]
+        self.sparsity = Sparsity(
+            sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1
+        )
+        self.register_buffer("parent", self.forest.parent())
+        siblings = self.forest.n_siblings()
+        w = 1 / siblings if config.orientation == "bottom_up" else torch.ones(config.d_sae)
+        kappa = torch.full((config.d_sae,), config.kappa)
+        self._add_edges("up", w, config.kappa > 0 or config.l2 > 0 or config.kl > 0)
+        self._add_edges("down", siblings.rsqrt(), config.no_dec_skip or config.rho > 0 or config.swap > 0)
+        self._add_edges("kappa", kappa, config.kappa > 0)
+        if config.sum_init or config.no_dec_skip:
+            self._sum_init(torch.Generator().manual_seed(seed + 1))
+
+    def _add_edges(self, name: str, start: Tensor, used: bool) -> None:
+        self.register_parameter(name, nn.Parameter(start.expm1().log()) if used else None)  # softplus gives start
+
+    @torch.no_grad()
+    def _sum_init(self, generator: torch.Generator) -> None:
+        for level in (MID, TOP):
+            rows = self.forest.gathered(self.W_dec[self.forest.spans[level + 1]].t(), level).t()
+            noise = torch.randn(rows.shape, generator=generator) / math.sqrt(self.d_in)
+            rows = rows / rows.norm(dim=-1, keepdim=True) + INIT_NOISE * noise
+            self.W_dec[self.forest.spans[level]] = rows / rows.norm(dim=-1, keepdim=True)
+        self._write_rows()
+        self.W_enc.copy_(self.W_dec.t())
+
+    # ---- the tree ------------------------------------------------------------------------------------------
+
+    def edge_weights(self) -> Float[Tensor, " L"]:
+        """w of each latent's edge to its parent."""
+        return torch.ones_like(self.b_enc) if self.up is None else softplus(self.up)
+
+    def aggregate(self, codes: list[Tensor], level: int) -> Float[Tensor, "B T A"]:
+        """a of a level from the codes [top, mid, leaf] of the level encoded before it."""
+        weights, spans = self.edge_weights(), self.forest.spans
+        if self.config.orientation == "bottom_up":
+            return self.forest.gathered(codes[level + 1] * weights[spans[level + 1]], level)
+        return self.forest.handed_down(codes[level - 1], level) * weights[spans[level]]
+
+    def rows(self) -> Float[Tensor, "L D"]:
+        """Decoder rows: with `no_dec_skip` only leaves have their own, and the others follow from them."""
+        if not self.config.no_dec_skip or self.down is None:
+            return self.W_dec
+        spans, down = self.forest.spans, softplus(self.down)
+        rows = [self.W_dec[spans[LEAF]]]
+        for level in (MID, TOP):
+            shares = down[spans[level + 1], None] * rows[0]
+            sums = self.forest.gathered(shares.t(), level).t()
+            rows.insert(0, sums / sums.norm(dim=-1, keepdim=True).clamp_min(1e-12))
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def _write_rows(self) -> None:
+        if self.config.no_dec_skip:
+            self.W_dec.copy_(self.rows())  # so that W_dec is what is decoded with
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock) -> None:
+        self._write_rows()
+
+    # ---- codes ---------------------------------------------------------------------------------------------
+
+    def encoded(self, batch: Batch, clock: Clock | None) -> tuple[list[Tensor], list[Tensor]]:
+        """Rectified pre-activations and codes [top, mid, leaf]; `clock` None: inference."""
+        direct = pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec)
+        u, codes = [direct] * 3, [direct] * 3  # every entry is replaced below
+        for place, level in enumerate(self.order):
+            values = direct[..., self.forest.spans[level]]
+            if place > 0:
+                values = self._with_aggregate(values, codes, level)
+            u[level] = masked(torch.relu(values), batch.valid, batch.n_valid)
+            codes[level] = self.sparsity.active(u[level], place, batch.n_valid, clock)
+        ordered = [[values[level] for level in self.order] for values in (u, codes)]
+        for level, values in zip(
+            self.order, self.sparsity.settle(ordered[0], ordered[1], batch.n_valid, clock), strict=True
+        ):
+            codes[level] = values
+        return u, codes
+
+    def _with_aggregate(self, values: Tensor, codes: list[Tensor], level: int) -> Tensor:
+        span = self.forest.spans[level]
+        if self.config.no_enc_skip:
+            values = self.b_enc[span].expand_as(values)
+        if self.kappa is None and self.config.gate == "soft":
+            return values
+        aggregate = self.aggregate(codes, level)
+        if self.kappa is not None:
+            values = values + softplus(self.kappa[span]) * aggregate
+        if self.config.gate == "soft":
+            return values
+        top_down = self.config.orientation == "top_down"
+        closed = (aggregate == 0) & (self.parent[span] >= 0) if top_down else aggregate == 0
+        return values.masked_fill(closed, 0.0)
+
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        return torch.cat(self.encoded(batch, None)[1], dim=-1)
+
+    # ---- the loss ------------------------------------------------------------------------------------------
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        u, codes = self.encoded(batch, clock)
+        latents, rows = torch.cat(codes, dim=-1), self.rows()
+        written = self._swapped(codes, clock) if self.config.swap > 0 else latents
+        loss, reconstruction = self._nested(batch, written, rows)
+        dead = self.dead(clock)
+        aux = aux_k_loss(batch.x - reconstruction, torch.cat(u, dim=-1), dead, rows, batch.valid)
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
+        parts |= self._agreement(codes, rows, clock)
+        parts |= self.sparsity.penalty([codes[level] for level in self.order], batch.n_valid, clock)
+        return Output(parts, latents, reconstruction, {"dead": dead.float().mean()} | self.sparsity.logged())
+
+    def _nested(self, batch: Batch, written: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        nesting = self.config.nesting
+        if not any(nesting[:LEAF]):
+            whole = (written @ rows).float() + self.b_dec
+            return reconstruction_loss(batch.x, whole, batch.valid, batch.n_valid), whole
+        losses, whole = [], self.b_dec
+        for span, weight in zip(self.forest.spans, nesting, strict=True):
+            whole = whole + (written[..., span] @ rows[span]).float()
+            loss = reconstruction_loss(batch.x, whole, batch.valid, batch.n_valid)
+            losses.append(weight / sum(nesting) * loss)
+        return torch.stack(losses).sum(), whole
+
+    def _shares(self, codes: list[Tensor], level: int) -> Float[Tensor, "B T C"]:
+        assert self.down is not None
+        return softplus(self.down[self.forest.spans[level]]) * codes[level]
+
+    def _swapped(self, codes: list[Tensor], clock: Clock) -> Float[Tensor, "B T L"]:
+        """Codes to decode: where a parent is drawn, its code is 0 and its children's are raised by v f."""
+        generator = torch.Generator(codes[TOP].device).manual_seed((self.seed << 32) + clock.step)
+        written = list(codes)
+        for level in (TOP, MID):
+            draws = torch.rand(codes[level].shape, generator=generator, device=codes[level].device)
+            drawn = ((draws < self.config.swap) & (codes[level] > 0)).to(codes[level].dtype)
+            written[level] = written[level] - codes[level] * drawn
+            given = self._shares(codes, level + 1) * self.forest.handed_down(drawn, level + 1)
+            written[level + 1] = written[level + 1] + given
+        return torch.cat(written, dim=-1)
+
+    def _agreement(self, codes: list[Tensor], rows: Tensor, clock: Clock) -> dict[str, Float[Tensor, ""]]:
+        config, parts = self.config, {}
+        rise = min(max((clock.progress - 0.2) / 0.2, 0.0), 1.0)
+        pairs = []
+        for level in self.order[1:] if config.l2 > 0 or config.kl > 0 else ():
+            linked = self.forest.sizes[level] if config.orientation == "bottom_up" else self.forest.n_linked(level)
+            pairs.append((codes[level][..., :linked], self.aggregate(codes, level)[..., :linked]))
+        if config.l2 > 0:
+            parts["l2"] = config.l2 * rise * torch.stack([l2_loss(f, a) for f, a in pairs]).sum()
+        if config.kl > 0:
+            parts["kl"] = config.kl * rise * torch.stack([kl_loss(f, a) for f, a in pairs]).sum()
+        if config.rho > 0:
+            losses = [self._family_loss(codes, rows, level) for level in (TOP, MID)]
+            parts["family"] = config.rho * rise * torch.stack(losses).sum()
+        return parts
+
+    def _family_loss(self, codes: list[Tensor], rows: Tensor, level: int) -> Float[Tensor, ""]:
+        forest = self.forest
+        shares = forest.families(self._shares(codes, level + 1), level)
+        child_rows = forest.families(rows[forest.spans[level + 1]].t(), level).permute(1, 2, 0)
+        return family_loss(codes[level], shares, rows[forest.spans[level]], child_rows)
+
+    # ---- in the middle and at the end ------------------------------------------------------------------------
+
+    def landmarks(self, n_steps: int) -> tuple[int, ...]:
+        return repair_landmarks(n_steps) if self.config.repair else ()
+
+    @torch.no_grad()
+    def revise(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
+        """Reset dead leaves: the decoder row becomes what is most left over where their family is active."""
+        leaves = self.forest.spans[LEAF]
+        at_most = int(REPAIRED_SHARE * self.forest.sizes[LEAF])
+        dead = self.forest.families(self.dead(clock)[leaves], MID)
+        wanted = dead.any(-1)  # one leaf of a family at a time: two would get the same direction
+        if at_most == 0 or not bool(wanted.any()):
+            return {}
+        families, directions = residual_directions(self._left_over(batches), wanted, at_most)
+        chosen = leaves.start + families * self.forest.n_children(MID) + dead[families].int().argmax(-1)
+        reset = torch.zeros_like(self.tokens_silent, dtype=torch.bool)
+        reset[chosen] = True
+        self.W_dec[chosen] = directions
+        self.W_enc[:, chosen] = REPAIR_GAIN * directions.t()
+        self.b_enc[chosen] = 0.0
+        self.tokens_silent[chosen] = 0
+        self._write_rows()
+        edges = [name for name in ("up", "down", "kappa") if getattr(self, name) is not None]
+        return {"W_dec": reset[:, None]} | dict.fromkeys(["W_enc", "b_enc", *edges], reset)
+
+    def _left_over(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batch by batch: x − x̂ of valid tokens, and which middle latents or children of theirs are active."""
+        for batch in batches():
+            codes = self.encoded(batch, None)[1]
+            error = batch.x - self.reconstruct(torch.cat(codes, dim=-1), batch)
+            family = (codes[MID] > 0) | (self.forest.gathered(codes[LEAF], MID) > 0)
+            yield error[batch.valid].float(), family[batch.valid]
+
+    @torch.no_grad()
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        def rectified() -> Iterator[list[Tensor]]:
+            for batch in batches():
+                u = self.encoded(batch, None)[0]
+                yield [u[level][batch.valid] for level in self.order]
+
+        return self.sparsity.calibrate(rectified)
+
+    def fold_extra(self, scale: Tensor) -> None:
+        self.sparsity.fold(scale)
