@@ -13,6 +13,7 @@ from common.errors import ConfigError, StoreError, nearest
 from common.files import read_json, write_file, write_json
 from train.saes.base import SAE, SAEConfig
 from train.saes.batchtopk import BatchTopK
+from train.saes.compositional import Compositional
 from train.saes.contrastive import Contrastive
 from train.saes.multiscale import MultiScale
 from train.saes.predictor import Predictor
@@ -24,7 +25,20 @@ from train.saes.tree import Tree
 
 REGISTRY: dict[str, type[SAE]] = {
     sae.variant: sae
-    for sae in (Standard, TopK, BatchTopK, Tree, Relational, Contrastive, MultiScale, Predictor, Mean, PCA, Identity)
+    for sae in (
+        Standard,
+        TopK,
+        BatchTopK,
+        Compositional,
+        Tree,
+        Relational,
+        Contrastive,
+        MultiScale,
+        Predictor,
+        Mean,
+        PCA,
+        Identity,
+    )
 }
 WIDTH_FACTOR = 8  # default d_sae / d_model
 MAX_WINDOW = 128

@@ -92,7 +92,7 @@ class SAE(nn.Module, ABC):
 
     variant: ClassVar[str]
     Config: ClassVar[type[SAEConfig]]
-    unit_rows: ClassVar[tuple[str, ...]] = ("W_dec",)
+    unit_rows: tuple[str, ...] = ("W_dec",)  # a variant may decide it by its settings
     beta1: ClassVar[float] = 0.9
     own_rate: ClassVar[tuple[str, ...]] = ()
     foldable: ClassVar[bool] = True

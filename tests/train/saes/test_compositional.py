@@ -1,0 +1,374 @@
+"""The compositional variant: parts against slow references, its phases, and every switch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from common.errors import ConfigError
+from train.config import LearnerConfig
+from train.data.batch import Batch
+from train.learner import Learner
+from train.saes import composition, make_sae
+from train.saes.base import SAE
+from train.saes.composition import CoActivity
+from train.saes.compositional import HIGH, LOW, MID, Compositional
+from train.schedule import Clock
+
+D, N_LATENTS, K = 16, 70, 14  # levels of 40, 20, 10 latents with budgets of 8, 4, 2
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(n: int = 64, seed: int = 0) -> Batch:
+    """Unit mean squared norm, from 24 sparse directions."""
+    directions = randn(24, D, seed=100)
+    active = (randn(n, 24, seed=seed) > 1.0) * randn(n, 24, seed=seed + 1).abs()
+    x = active @ directions + 0.1 * randn(n, D, seed=seed + 2)
+    return Batch.of((x / x.square().sum(-1).mean().sqrt())[:, None])
+
+
+def new(**options: Any) -> Compositional:
+    sae = make_sae("compositional", {"d_sae": N_LATENTS, "k": K} | options, D, 0, "test")
+    assert isinstance(sae, Compositional)
+    return sae
+
+
+def learner_of(sae: SAE, n_steps: int) -> Learner:
+    config = LearnerConfig(name="x", variant=sae.variant, lr=3e-3)
+    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32)
+
+
+def train(learner: Learner, until: int) -> None:
+    while learner.step < until:
+        if learner.at_landmark():
+            learner.revise(lambda: [inputs(seed=1000 + 10 * number) for number in range(4)], 64)
+        learner.train_step(inputs(seed=10 * learner.step), 64)
+
+
+# ---- parts -------------------------------------------------------------------------------------------------------
+
+
+def test_dense_weights_stand_at_their_candidates() -> None:
+    weights, candidates = torch.tensor([[0.75, 0.25]]), torch.tensor([[2, 0]])
+    assert composition.dense(weights, candidates, 4).tolist() == [[0.25, 0.0, 0.75, 0.0]]
+
+
+def test_composed_rows_are_normalised_sums() -> None:
+    # 3·(1,0) + 4·(0,1) = (3,4), of norm 5
+    rows = composition.composed_rows(torch.tensor([[3.0, 4.0]]), torch.eye(2))
+    assert torch.allclose(rows, torch.tensor([[0.6, 0.8]]))
+
+
+def test_co_activity_is_the_correlation_of_firing() -> None:
+    lower, upper = randn(50, 4).relu(), randn(50, 3, seed=1).relu()
+    lower[:, 3] = 0.0  # never fires
+    counts = CoActivity()
+    counts.add(lower[:20], upper[:20])
+    counts.add(lower[20:], upper[20:])
+    got = counts.correlation()
+    for i in range(3):
+        for j in range(3):
+            expected = np.corrcoef((lower[:, i] > 0).numpy(), (upper[:, j] > 0).numpy())[0, 1]
+            assert got[i, j].item() == pytest.approx(expected, abs=1e-5)
+    assert got[3].tolist() == [0.0, 0.0, 0.0]
+    assert torch.allclose(counts.mass, lower.sum(0))
+
+
+def test_seeds_have_their_nearest_as_parts() -> None:
+    # five families of four: inside one the affinity is near 1, elsewhere near 0
+    family = torch.arange(20) // 4
+    affinity = (family[:, None] == family).float() + 0.01 * randn(20, 20).abs()
+    generator = torch.Generator().manual_seed(0)
+    found, member = composition.seeds_with_overlap(affinity, torch.ones(20), 6, 8, generator)
+    assert found.candidates.shape == (6, 8)
+    for row, weights in zip(found.candidates, found.weights, strict=True):
+        assert len(set(row.tolist())) == 8
+        assert len(set(family[row[:4]].tolist())) == 1
+        # 4 · 1/4 + 4 · 0.01 = 1.04 before they are scaled to sum 1
+        assert weights.tolist() == pytest.approx([0.25 / 1.04] * 4 + [0.01 / 1.04] * 4, rel=1e-5)
+    assert member.sum(1).tolist() == pytest.approx([1.0] * 6)
+    assert torch.allclose(softplus(found.logits()), found.weights, rtol=1e-4)
+
+
+def test_seeds_are_drawn_by_mass() -> None:
+    mass = torch.zeros(50)
+    mass[[7, 11, 13]] = 1.0
+    found, _ = composition.seeds_with_overlap(torch.eye(50), mass, 3, 4, torch.Generator().manual_seed(0))
+    assert sorted(found.candidates[:, 0].tolist()) == [7, 11, 13]
+
+
+def test_group_sparsity_agrees_with_a_slow_reference() -> None:
+    upper, lower = randn(5, 1, 3).relu(), randn(5, 1, 6, seed=1).relu()
+    candidates = torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 0]])  # nobody has 5
+    logits, tau = randn(3, 3, seed=2), 0.5
+    A = composition.dense(softplus(logits), candidates, 6)
+    total = 0.0
+    for token in range(5):
+        for j in range(3):
+            energy = upper[token, 0, j].item() ** 2
+            for i in range(5):
+                powers = [A[m, i].item() ** (1 / tau) for m in range(3)]
+                energy += powers[j] / sum(powers) * lower[token, 0, i].item() ** 2
+            total += math.sqrt(1e-6 + energy) - 1e-3
+    got = composition.group_sparsity(upper, lower, logits, candidates, tau, 5).item()
+    assert got == pytest.approx(total / 5, rel=1e-5)
+
+
+def test_reassigned_keeps_old_weights_and_shuts_off_the_weakest() -> None:
+    # upper 0 is nearest to 4, 3, 2; its old candidates were 0, 3, 4
+    affinities = torch.tensor([[0.0, 0.9], [0.0, 0.8], [0.1, 0.7], [0.5, 0.0], [0.6, 0.0]])
+    candidates, logits = torch.tensor([[0, 3, 4], [0, 1, 2]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
+    found, values = composition.reassigned(affinities, candidates, logits, left_out=0.2)
+    assert found.tolist() == [[4, 3, 2], [0, 1, 2]]
+    # of six pairs one, the weakest (.1), gets no weight
+    assert values.tolist() == [[3.0, 2.0, composition.UNASSIGNED], [4.0, 5.0, 6.0]]
+
+
+def test_fitted_gains_are_the_least_squares_of_the_nested_loss() -> None:
+    written, omega = randn(3, 200).abs(), (0.2, 0.3, 0.5)
+    wanted = written.T @ torch.tensor([0.5, 0.3, 0.4])
+
+    def loss(gains: Tensor) -> float:
+        low, mid, high = (gains[:, None] * written).unbind()
+        prefixes = (high, high + mid, high + mid + low)
+        return sum(w * (wanted - p).square().sum().item() for w, p in zip(omega, prefixes, strict=True))
+
+    best = composition.fitted_gains(written, wanted, omega)
+    for level in range(3):
+        for step in (-0.01, 0.01):
+            moved = best.clone()
+            moved[level] += step
+            assert loss(moved) > loss(best)
+
+
+# ---- the variant -------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_four_to_two_to_one_and_stored_coarse_to_fine() -> None:
+    sae = new()
+    assert sae.sizes == (40, 20, 10)
+    assert (sae.places[HIGH], sae.places[MID], sae.places[LOW]) == (slice(0, 10), slice(10, 30), slice(30, 70))
+
+
+def test_plain_is_flat_batchtopk() -> None:
+    assert Compositional.plain is not None
+    ours = learner_of(new(**Compositional.plain), 30)
+    flat = learner_of(make_sae("batchtopk", {"d_sae": N_LATENTS, "k": K}, D, 0, "test"), 30)
+    for step in range(30):
+        batch = inputs(seed=step)
+        ours.train_step(batch, 64)
+        flat.train_step(batch, 64)
+        # the levels are summed one after the other: the last bits differ, and grow a little in 30 steps
+        assert float(ours.last_loss) == pytest.approx(float(flat.last_loss), rel=1e-4)
+    assert torch.allclose(ours.sae.W_dec, flat.sae.W_dec, atol=1e-4)
+    assert torch.allclose(ours.sae.W_enc, flat.sae.W_enc, atol=1e-4)
+
+
+def test_upper_rows_are_made_of_lower_ones_after_every_step() -> None:
+    sae = new()
+    train(learner_of(sae, 20), 8)
+    low = sae.W_dec[sae.places[LOW]].detach()
+    levels = {"mid": low, "high": sae.W_dec[sae.places[MID]].detach()}
+    for name, place in (("mid", sae.places[MID]), ("high", sae.places[HIGH])):
+        logits, candidates = sae.get_parameter(f"logits_{name}"), sae.get_buffer(f"candidates_{name}")
+        for row, weights, parts in zip(sae.W_dec[place], softplus(logits), candidates, strict=True):
+            made = sum((w * levels[name][i] for w, i in zip(weights, parts, strict=True)), torch.zeros(D))
+            assert torch.allclose(row, made / made.norm(), atol=1e-5)
+    assert torch.allclose(low, sae.W_low)
+
+
+def test_each_level_keeps_its_budget() -> None:
+    sae = new(pretrain=0.0)
+    latents = sae.training_pass(inputs(), Clock(50, 100, 64)).latents
+    assert [(latents[..., place] > 0).sum().item() / 64 for place in sae.places] == [8.0, 4.0, 2.0]
+
+
+def test_the_loss_is_the_weighted_sum_over_prefixes() -> None:
+    sae = new(pretrain=0.0)
+    batch = inputs()
+    output = sae.training_pass(batch, Clock(50, 100, 64))
+    expected = 0.0
+    for weight, end in zip((0.25, 0.5, 1.0), (10, 30, 70), strict=True):
+        made = output.latents[..., :end] @ sae.W_dec[:end] + sae.b_dec
+        expected += weight / 1.75 * (batch.x - made).square().sum(-1).mean().item()
+    assert output.parts["reconstruction"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_pre_activations_add_what_the_parts_say() -> None:
+    sae = new(pretrain=0.0)
+    sae.sparsity.threshold.fill_(0.05)
+    batch = inputs()
+    A1, A2 = sae.compositions()
+    h = batch.x - sae.b_dec
+    lower: Tensor | None = None
+    codes = sae.codes(batch)
+    for place, A in ((sae.places[LOW], None), (sae.places[MID], A1), (sae.places[HIGH], A2)):
+        u = h @ sae.W_enc[:, place] + sae.b_enc[place]
+        if A is not None and lower is not None:
+            u = u + 0.1 * lower @ A.T
+        lower = u.relu() * (u > 0.05)
+        assert torch.allclose(codes[..., place], lower, atol=1e-5)
+
+
+def test_the_first_tenth_trains_the_low_level_alone() -> None:
+    sae = new()
+    learner = learner_of(sae, 100)
+    before = sae.W_enc.detach().clone()
+    train(learner, 10)
+    upper = slice(0, sae.n_upper)
+    assert torch.equal(sae.W_enc[:, upper], before[:, upper])
+    assert not torch.equal(sae.W_enc[:, sae.n_upper :], before[:, sae.n_upper :])
+    latents = sae.training_pass(inputs(), Clock(9, 100, 64)).latents
+    assert (latents[..., upper] > 0).sum() == 0
+    assert (latents > 0).sum() == 64 * K
+
+
+def test_the_joint_phase_starts_above_the_mean() -> None:
+    learner = learner_of(new(), 200)
+    train(learner, 20)
+    learner.read_metrics()
+    train(learner, 21)
+    # without gains per level the explained variance of this step is far below 0
+    assert learner.read_metrics()["explained_variance"] > 0.3
+
+
+def test_clustering_is_a_function_of_weights_and_batches() -> None:
+    learner = learner_of(new(), 100)
+    train(learner, 10)
+    twin = copy.deepcopy(learner)
+    train(learner, 12)
+    train(twin, 12)
+    for name, value in learner.sae.state_dict().items():
+        assert torch.equal(value, twin.sae.state_dict()[name]), name
+
+
+def test_clustering_resets_the_averages_of_what_it_made() -> None:
+    learner = learner_of(new(), 100)
+    train(learner, 10)
+    averages = learner.sae.revise(lambda: [inputs()], Clock(10, 100, 64))
+    assert averages["W_enc"].expand(D, N_LATENTS).sum() == 30 * D
+    assert averages["b_enc"].nonzero().flatten().tolist() == list(range(30))
+
+
+def test_the_learning_rate_warms_up_anew_and_the_logits_have_their_own() -> None:
+    sae = new()
+    # pre-training ends at step 10 of 100, and 5 steps of warm-up follow
+    assert sae.rates(Clock(9, 100, 64)) == (1.0, 10.0)
+    assert [sae.rates(Clock(step, 100, 64))[0] for step in (10, 12, 14, 50)] == pytest.approx([0.2, 0.6, 1.0, 1.0])
+    assert new(pretrain=0.0).rates(Clock(0, 100, 64)) == (1.0, 10.0)
+
+
+def test_landmarks_are_the_clustering_and_the_reassignments() -> None:
+    assert new().landmarks(20_000) == (2000,)
+    assert new(pretrain=0.0).landmarks(20_000) == ()
+    assert new(hierarchy="reassign").landmarks(20_000) == (2000, 7000, 12000)
+    assert new(hierarchy="reassign").landmarks(1000) == (100, 600)
+
+
+@pytest.mark.parametrize("hierarchy", ["learned", "fixed_cluster", "fixed_random", "reassign"])
+def test_only_learned_hierarchies_change(hierarchy: str) -> None:
+    sae = new(hierarchy=hierarchy)
+    learner = learner_of(sae, 20)
+    train(learner, 3)
+    before = sae.logits_mid.detach().clone()
+    train(learner, 8)
+    assert torch.equal(before, sae.logits_mid) == (hierarchy in ("fixed_cluster", "fixed_random"))
+    train(learner, 14)  # past a reassignment
+    assert all(torch.isfinite(value).all() for value in sae.state_dict().values())
+
+
+def test_random_parts_are_as_many_as_asked_for() -> None:
+    sae = new(hierarchy="fixed_random", random_parts=5)
+    A1, A2 = sae.compositions()
+    for A in (A1, A2):
+        assert ((A > 0).sum(1) == 5).all()
+        assert torch.allclose(A[A > 0], torch.tensor(0.2))
+
+
+def test_comp_only_does_not_see_the_input_in_upper_levels() -> None:
+    sae = new(encoder="comp_only", pretrain=0.0)
+    codes = sae.codes(inputs())
+    with torch.no_grad():
+        sae.W_enc[:, : sae.n_upper] = 7.0
+    assert torch.equal(sae.codes(inputs()), codes)
+    assert (codes[..., : sae.n_upper] > 0).any()
+
+
+def test_no_comp_keeps_the_coupling_at_zero() -> None:
+    sae = new(encoder="no_comp")
+    train(learner_of(sae, 20), 6)
+    assert sae.coupling.eq(0).all()
+
+
+@pytest.mark.parametrize("detach", [False, True])
+def test_detach_lower_stops_gradients_into_lower_codes(detach: bool) -> None:
+    sae = new(detach_lower=detach, pretrain=0.0)
+    latents = sae.training_pass(inputs(), Clock(50, 100, 64)).latents
+    latents[..., : sae.n_upper].sum().backward()
+    assert sae.W_enc.grad is not None
+    assert (sae.W_enc.grad[:, sae.places[LOW]].abs().sum() == 0) == detach
+
+
+def test_the_residual_is_penalised_and_written() -> None:
+    sae = new(decoder="residual", pretrain=0.0)
+    with torch.no_grad():
+        sae.residual.zero_()
+        made = sae.rows()
+        sae.residual[0] = 2 * made[0] - made[0] + made[1]
+    moved = sae.rows()[0]
+    expected = 2 * made[0] + made[1]
+    assert torch.allclose(moved, expected / expected.norm(), atol=1e-5)
+    part = sae.training_pass(inputs(), Clock(50, 100, 64)).parts["residual"].item()
+    assert part == pytest.approx((made[0] + made[1]).square().sum().item() / 30, rel=1e-5)
+
+
+@pytest.mark.parametrize("agree_on", ["codes", "values"])
+def test_agreement_rises_between_a_fifth_and_two_fifths_of_the_run(agree_on: str) -> None:
+    sae = new(agreement=0.5, agree_on=agree_on, pretrain=0.0)
+    parts = [
+        sae.training_pass(inputs(), Clock(step, 100, 64)).parts["agreement"].item() for step in (10, 20, 30, 40, 90)
+    ]
+    assert parts[:2] == [0.0, 0.0]
+    assert parts[2] == pytest.approx(parts[4] / 2, rel=1e-4)
+    assert parts[3] == pytest.approx(parts[4], rel=1e-4)
+    assert parts[4] > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sparsity": "joint"},
+        {"sparsity": "l1"},
+        {"group": 0.002},
+        {"decoder": "residual"},
+        {"decoder": "free"},
+        {"encoder": "comp_only"},
+        {"agreement": 0.02, "agree_on": "values"},
+    ],
+)
+def test_every_switch_trains(options: dict[str, Any]) -> None:
+    sae = new(**options)
+    learner = learner_of(sae, 30)
+    train(learner, 30)
+    metrics = learner.read_metrics()
+    assert math.isfinite(metrics["loss"])
+    assert math.isfinite(float(learner.last_loss))
+    norms = sae.W_dec.norm(dim=-1)
+    assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+
+
+def test_settings_that_make_no_levels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="three levels need at least 8 latents"):
+        make_sae("compositional", {"d_sae": 7, "k": 2}, D, 0, "test")
+    with pytest.raises(ConfigError, match="must be above 0"):
+        new(nesting=(1.0, 1.0, 0.0))
