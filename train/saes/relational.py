@@ -8,7 +8,10 @@
     L = ⟨‖x − x̂‖²⟩ + α·AuxK + λ_z·P(z > 0) + λ_g⟨g⟩
 
 The span grows over the run: 4, 8, 16, 32, 64 places from 0, 10, 20, 35 and 50 %. W_C, V and W_O start at 0.
-φ and the gate do not scale with x, so the input scale is kept, not folded.
+φ and the gate do not scale with x, so the input scale is kept, not folded. With `memory = "lags"` the attentions give
+way to filters over 16 past places, which know how far back each lies:
+
+    c_t = Σ_j a_j ⊙ h_{t−j} W_V          y_t = φ(f_t Q_y) ⊙ Σ_j b_j ⊙ f_{t−j} E_y          a_j, b_j start at 1 / j
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import math
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -25,18 +28,19 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
-from train.saes.past import RESTART, feature_map, masked_attention, prefix_attention
+from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention
+from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
 
 HEADS, RANK = 4, 16  # of the encoder's attention
-BUCKETS, MODULATION_RANK = 32, 8
+MODULATION_RANK = 8  # of the position term
+LAGS = 16
 CODE_RANK, CODE_VALUES = 16, 32  # of the decoder's attention, one head
 STAGES = ((0.0, 16), (0.1, 8), (0.2, 4), (0.35, 2), (0.5, 1))  # from this share of the run: span / this
 OWN_WARMUP = 0.05  # share of the run after a stage begins over which temporal rates rise from half; at most …
 MAX_WARMUP_STEPS = 500
 PENALTY_FROM = 0.5  # share of the run before the penalty on position gates
-CLOSED, OPEN, HEAT = -0.1, 1.1, 2 / 3  # hard-concrete gates (Louizos et al. 1712.01312)
 OWN_DRAWS = 1_000_003  # added to the seed: temporal weights are drawn apart from the shared ones
 
 
@@ -45,7 +49,13 @@ class RelationalConfig(KeptConfig):
 
     window: Count = Field(128, gt=1, description="Tokens of a training window; shorter where the store's context is.")
     span: Count = Field(64, gt=0, le=RESTART, description="Past places attention reads, once the curriculum is over.")
-    temporal_share: float = Field(0.25, gt=0, lt=1, description="Share of the latents, and of k, that is temporal.")
+    memory: Literal["attention", "lags"] = Field(
+        "attention", description="How the past is read; lags: a learned filter over 16 places instead of attention."
+    )
+    context_as: Literal["latents", "input"] = Field(
+        "latents", description="What c is added to: temporal pre-activations, or their input h (W_C = W_B W_enc)."
+    )
+    temporal_share: float = Field(0.25, gt=0, le=1, description="Share of the latents, and of k, that is temporal.")
     temporal_lr: float = Field(1.0, gt=0, description="Factor on the learning rate of the temporal weights.")
     gate_penalty: float = Field(0.0, ge=0, description="λ_g, on the mean gate; 1e-3 where gates should be sparse.")
     decoder_reads: Literal["temporal", "all"] = Field("temporal", description="Codes that y is made of.")
@@ -69,13 +79,6 @@ def stage_of(progress: float) -> tuple[float, int]:
     return max(stage for stage in STAGES if stage[0] <= progress)
 
 
-def position_bucket(position: Int[Tensor, "B T"]) -> Int[Tensor, "B T"]:
-    """0 … 15 each, then half octaves to 31 (from 2,896 on); −1 where the position is unknown."""
-    octaves = 2 * torch.log2(position.clamp_min(16) / 16)
-    later = 16 + octaves.floor().clamp_max(BUCKETS - 17).to(position.dtype)
-    return torch.where(position < 16, position, later)
-
-
 @final
 class Relational(SAE):
     """See the module's formula. Temporal latents are the first columns.
@@ -89,14 +92,17 @@ class Relational(SAE):
     config: RelationalConfig
     foldable = False
     plain = {"joint": True, "no_position": True, "no_attention": True, "no_dec_temporal": True}
-    own_rate = ("W_Q", "W_K", "W_V", "W_C", "U", "V", "z", "w_gate", "b_gate", "Q_y", "K_y", "E_y", "W_O", "gamma")
+    own_rate = (
+        *("W_Q", "W_K", "W_V", "L_V", "W_C", "W_B", "U", "V", "z", "w_gate", "b_gate"),
+        *("E_y", "Q_y", "K_y", "L_y", "W_O", "gamma"),
+    )
     span: Tensor
 
     def __init__(self, config: RelationalConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
         n = self.n_temporal = max(1, round(config.temporal_share * config.d_sae))
         shares = (config.temporal_share, 1 - config.temporal_share)
-        mode: Literal["joint", "budgets"] = "joint" if config.joint else "budgets"
+        mode: Literal["joint", "budgets"] = "joint" if config.joint or n == config.d_sae else "budgets"
         self.sparsity = Sparsity([n, config.d_sae - n], config.k, d_in, mode, shares=shares, k_anneal=config.k_anneal)
         self.attend = masked_attention if config.attention == "masked" else prefix_attention
         self.register_buffer("span", torch.tensor(config.span))
@@ -108,9 +114,18 @@ class Relational(SAE):
         def zeros(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.zeros(*shape))
 
+        lags = config.memory == "lags"
+        falling = 1 / torch.arange(1, LAGS + 1)[:, None]
         if not config.no_attention:
-            self.W_Q, self.W_K, self.W_V = (drawn(d_in, HEADS * RANK, std=d_in**-0.5) for _ in range(3))
-            self.W_C = zeros(HEADS * RANK, n)
+            self.W_V = drawn(d_in, HEADS * RANK, std=d_in**-0.5)
+            if config.context_as == "input":
+                self.W_B = zeros(HEADS * RANK, d_in)
+            else:
+                self.W_C = zeros(HEADS * RANK, n)
+            if lags:
+                self.L_V = nn.Parameter(falling.repeat(1, HEADS * RANK))
+            else:
+                self.W_Q, self.W_K = (drawn(d_in, HEADS * RANK, std=d_in**-0.5) for _ in range(2))
         if not config.no_position:
             self.U, self.V = drawn(n, MODULATION_RANK, std=0.02), zeros(MODULATION_RANK, BUCKETS)
             if config.position_gate:
@@ -119,10 +134,14 @@ class Relational(SAE):
             self.w_gate, self.b_gate = zeros(d_in + HEADS * RANK), nn.Parameter(torch.tensor(-2.0))
         if not config.no_dec_temporal:
             n_read = self.n_read = n if config.decoder_reads == "temporal" else config.d_sae
-            # codes of a token are about .5 long: with unit normal weights φ tells tokens apart from the start
-            self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
             self.E_y = drawn(n_read, CODE_VALUES, std=CODE_VALUES**-0.5)
-            self.W_O, self.gamma = zeros(CODE_VALUES, d_in), nn.Parameter(torch.tensor(-2.0))
+            self.W_O = zeros(CODE_VALUES, d_in)
+            if lags:
+                self.Q_y, self.L_y = zeros(n_read, CODE_VALUES), nn.Parameter(falling.repeat(1, CODE_VALUES))
+            else:
+                # codes of a token are about .5 long: with unit normal weights φ tells tokens apart from the start
+                self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
+                self.gamma = nn.Parameter(torch.tensor(-2.0))
 
     @property
     def gated(self) -> bool:
@@ -134,6 +153,8 @@ class Relational(SAE):
         """c: what the past says, 0 without attention."""
         if self.config.no_attention:
             return h.new_zeros(*h.shape[:-1], HEADS * RANK)
+        if self.config.memory == "lags":
+            return lagged((h @ self.W_V).float(), self.L_V, batch)
         root = math.sqrt(self.d_in)
         q, k = (feature_map(root * (h @ weight)).unflatten(-1, (HEADS, RANK)) for weight in (self.W_Q, self.W_K))
         v = (h @ self.W_V).unflatten(-1, (HEADS, RANK))
@@ -141,20 +162,10 @@ class Relational(SAE):
 
     def position_term(self, batch: Batch, clock: Clock | None) -> Float[Tensor, "B T G"]:
         """(U V)_{·,β(p)}, rows gated; 0 where the position is unknown."""
-        gates = self.position_gates(clock)[:, None] if self.config.position_gate else 1.0
-        bucket = position_bucket(batch.pos)[..., None]
-        chosen = (bucket == torch.arange(BUCKETS, device=bucket.device)).to(self.V.dtype)
+        step = None if clock is None else clock.step
+        gates = hard_concrete(self.z, step)[:, None] if self.config.position_gate else 1.0
+        chosen = one_of_buckets(batch.pos, self.V)
         return (chosen @ self.V.t() @ (self.U * gates).t()).float()
-
-    def position_gates(self, clock: Clock | None) -> Float[Tensor, " G"]:
-        """Hard-concrete gates in [0, 1]: drawn anew at every step of training, their median afterwards."""
-        if clock is None:
-            drawn = torch.sigmoid(self.z)
-        else:
-            generator = torch.Generator(self.z.device).manual_seed(clock.step)
-            noise = torch.rand(len(self.z), generator=generator, device=self.z.device).clamp(1e-6, 1 - 1e-6)
-            drawn = torch.sigmoid((self.z + noise.logit()) / HEAT)
-        return (drawn * (OPEN - CLOSED) + CLOSED).clamp(0, 1)
 
     def terms(self, batch: Batch, clock: Clock | None) -> dict[str, Tensor]:
         """What is added to the temporal group's pre-activations, gated, and the gate [B, T, 1]; {} if nothing is."""
@@ -167,7 +178,9 @@ class Relational(SAE):
             gate = torch.sigmoid((torch.cat([h, context], dim=-1) * self.w_gate).sum(-1, keepdim=True) + self.b_gate)
         terms = {"gate": gate}
         if not self.config.no_attention:
-            terms["attention"] = gate * (context @ self.W_C).float()
+            as_input = self.config.context_as == "input"
+            W_C = self.W_B @ self.W_enc[:, : self.n_temporal] if as_input else self.W_C
+            terms["attention"] = gate * (context @ W_C).float()
         if not self.config.no_position:
             terms["position"] = gate * self.position_term(batch, clock)
         return terms
@@ -196,6 +209,9 @@ class Relational(SAE):
             return latents.new_zeros(*latents.shape[:-1], self.d_in)
         sources = latents[..., : self.n_read]
         asking = sources if query is None else query[..., : self.n_read]
+        if self.config.memory == "lags":
+            filtered = lagged((sources @ self.E_y).float(), self.L_y, batch)
+            return ((feature_map(asking @ self.Q_y) * filtered) @ self.W_O).float()
         q, k = feature_map(asking @ self.Q_y)[:, :, None], feature_map(sources @ self.K_y)[:, :, None]
         y = self.attend(q, k, (sources @ self.E_y)[:, :, None], batch, self.span)[:, :, 0]
         return torch.sigmoid(self.gamma) * (y @ self.W_O).float()
@@ -238,7 +254,7 @@ class Relational(SAE):
     def rates(self, clock: Clock) -> tuple[float, float]:
         """Temporal weights begin each new stage at half their rate, whole after 5 % of the run, 500 steps at most."""
         began, _ = stage_of(clock.progress)
-        if self.config.no_curriculum or began == 0:
+        if self.config.no_curriculum or self.config.memory == "lags" or began == 0:
             return 1.0, self.config.temporal_lr
         warmup = min(MAX_WARMUP_STEPS, OWN_WARMUP * clock.n_steps)
         done = min((clock.progress - began) * clock.n_steps / warmup, 1.0)
@@ -251,9 +267,8 @@ class Relational(SAE):
                 self.config.gate_penalty * masked(terms["gate"], batch.valid, batch.n_valid).sum() / batch.n_valid
             )
         if self.config.position_gate and not self.config.no_position:
-            open_share = torch.sigmoid(self.z - HEAT * math.log(-CLOSED / OPEN)).mean()
             weight = self.config.position_penalty if clock.progress >= PENALTY_FROM else 0.0
-            parts["position_gates"] = weight * open_share
+            parts["position_gates"] = weight * open_probability(self.z).mean()
         return parts
 
     @torch.no_grad()

@@ -15,7 +15,8 @@ from train.learner import Learner
 from train.saes import load_sae, make_sae, save_sae
 from train.saes.base import SAE
 from train.saes.past import feature_map
-from train.saes.relational import Relational, position_bucket
+from train.saes.positions import hard_concrete, position_bucket
+from train.saes.relational import Relational
 from train.schedule import Clock
 
 B, T, D, LATENTS, K = 3, 24, 6, 20, 4  # 5 temporal latents
@@ -33,7 +34,7 @@ def new(**options: Any) -> Relational:
     sae = make_sae("relational", settings, D, 0, "test")
     assert isinstance(sae, Relational)
     with torch.no_grad():
-        for number, name in enumerate(("W_C", "V", "w_gate", "W_O", "b_dec")):
+        for number, name in enumerate(("W_C", "V", "w_gate", "W_O", "b_dec", "W_B")):
             if hasattr(sae, name):
                 getattr(sae, name).copy_(0.5 * randn(*getattr(sae, name).shape, seed=number + 10))
         sae.sparsity.threshold.copy_(torch.tensor([0.2, 0.3]))
@@ -111,6 +112,23 @@ def test_codes_and_reconstruction_agree_with_a_slow_loop(reads: str, attention: 
     assert torch.allclose(sae.reconstruct(codes, batch), slow_reconstruction(sae, codes, batch), atol=1e-4)
 
 
+def test_lags_read_the_past_by_a_filter() -> None:
+    sae, batch = new(memory="lags", context_as="input", no_gate=True, no_position=True), packed(randn(B, T, D))
+    sae.Q_y.copy_(randn(*sae.Q_y.shape, seed=30))
+    f, h = sae.codes(batch), batch.x - sae.b_dec
+    got, term = sae.reconstruct(f, batch), sae.terms(batch, None)["attention"]
+    for b in range(B):
+        for t in range(T):
+            context, filtered = torch.zeros(64), torch.zeros(32)
+            for s in seen(batch, b, t, span=16):
+                context += sae.L_V[t - s - 1] * (h[b, s] @ sae.W_V)
+                filtered += sae.L_y[t - s - 1] * (f[b, s, : sae.n_read] @ sae.E_y)
+            expected = context @ sae.W_B @ sae.W_enc[:, : sae.n_temporal]
+            assert torch.allclose(term[b, t], expected, atol=1e-4)
+            y = feature_map(f[b, t, : sae.n_read] @ sae.Q_y) * filtered
+            assert torch.allclose(got[b, t], f[b, t] @ sae.W_dec + sae.b_dec + y @ sae.W_O, atol=1e-4)
+
+
 def test_training_reconstructs_as_inference_does_from_the_same_codes() -> None:
     sae, batch = new(), packed(randn(B, T, D))
     output = sae.training_pass(batch, CLOCK)
@@ -132,9 +150,11 @@ def test_stored_codes_decode_to_what_forward_gives() -> None:
     assert torch.equal(sae.decode(codes, batch.with_x(torch.full_like(batch.x, torch.nan))), sae(batch))
 
 
-@pytest.mark.parametrize("attention", ["masked", "prefix"])
-def test_nothing_comes_from_the_future_or_from_other_documents(attention: str) -> None:
-    sae, x = new(attention=attention), randn(B, T, D)
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": "prefix"}, {"memory": "lags"}, {"memory": "lags", "context_as": "input"}]
+)
+def test_nothing_comes_from_the_future_or_from_other_documents(options: dict[str, str]) -> None:
+    sae, x = new(**options), randn(B, T, D)
     changes = {
         "future": (slice(None), slice(12, None), slice(None), slice(0, 12)),
         "other document": (0, slice(0, 5), 0, slice(5, None)),
@@ -143,7 +163,7 @@ def test_nothing_comes_from_the_future_or_from_other_documents(attention: str) -
         "other window": (0, slice(None), slice(1, None), slice(None)),
     }
     # prefix sums hold, and take away again, what lies before the document: equal to rounding, not to the bit
-    tolerance = 0.0 if attention == "masked" else 1e-5
+    tolerance = 1e-5 if "attention" in options else 0.0
     codes, decoded = sae.encode(packed(x)), sae(packed(x))
     for name, (rows, places, kept_rows, kept) in changes.items():
         moved = x.clone()
@@ -210,6 +230,12 @@ def test_span_and_rates_are_functions_of_the_share_done() -> None:
     assert new(temporal_lr=2.0).rates(Clock(99, 100, 1)) == (1.0, 2.0)
 
 
+@pytest.mark.parametrize("options", [{}, {"position_gate": True}, {"memory": "lags", "context_as": "input"}])
+def test_every_temporal_weight_has_the_rate_of_its_own(options: dict[str, Any]) -> None:
+    names = {name for name, _ in new(**options).named_parameters()}
+    assert names - set(Relational.own_rate) == {"W_enc", "W_dec", "b_enc", "b_dec"}
+
+
 def test_inference_uses_the_span_trained_last(tmp_path: Any) -> None:
     sae, batch = new(span=8), packed(randn(B, T, D))
     sae.training_pass(batch, Clock(25, 100, B * T))
@@ -241,10 +267,13 @@ def test_plain_is_batchtopk() -> None:
     assert torch.equal(theirs["sparsity.threshold"], ours["sparsity.threshold"].expand(2))
 
 
-@pytest.mark.parametrize("switch", ["no_position", "no_attention", "no_gate", "no_dec_temporal", "joint"])
-def test_each_switch_changes_the_result_and_still_trains(switch: str) -> None:
+SWITCHES = [{name: True} for name in ("no_position", "no_attention", "no_gate", "no_dec_temporal", "joint")]
+
+
+@pytest.mark.parametrize("switch", [*SWITCHES, {"memory": "lags"}, {"context_as": "input"}, {"temporal_share": 1.0}])
+def test_each_switch_changes_the_result_and_still_trains(switch: dict[str, Any]) -> None:
     results = []
-    for options in ({}, {switch: True}):
+    for options in ({}, switch):
         learner = learner_of(make_sae("relational", {"d_sae": LATENTS, "k": K, "window": T} | options, D, 0, "t"), 6)
         for step in range(6):
             learner.train_step(packed(randn(B, T, D, seed=step)), B * T)
@@ -257,13 +286,13 @@ def test_position_gates_start_open_and_are_penalised_in_the_second_half() -> Non
     sae = make_sae("relational", {"d_sae": LATENTS, "k": K, "window": T, "position_gate": True}, D, 0, "test")
     assert isinstance(sae, Relational)
     # σ(2)·1.2 − .1 = .957; log-odds of being open: 2 − 2/3·log(.1/1.1) = 3.599, P = .9734
-    assert sae.position_gates(None).tolist() == pytest.approx([0.9570] * 5, abs=1e-4)
+    assert hard_concrete(sae.z, None).tolist() == pytest.approx([0.9570] * 5, abs=1e-4)
     batch = packed(randn(B, T, D))
     sae.requires_grad_(False)
     early, late = (sae.training_pass(batch, Clock(step, 100, B * T)).parts["position_gates"] for step in (49, 50))
     assert float(early) == 0.0
     assert float(late) == pytest.approx(1e-3 * 0.9734, rel=1e-4)
-    first, again, other = (sae.position_gates(Clock(step, 100, 1)) for step in (3, 3, 4))
+    first, again, other = (hard_concrete(sae.z, step) for step in (3, 3, 4))
     assert torch.equal(first, again)  # a function of the step: a resumed run draws the same
     assert not torch.equal(first, other)
 
