@@ -51,9 +51,10 @@ def family_loss(
     Through the inner products of each family's rows, so that nothing of size B · T · P · D is made.
     """
     family = torch.cat([rows[:, None], -child_rows], dim=1)
-    products = (family @ family.transpose(-1, -2)).float()
     values = torch.cat([f[..., None], shares], dim=-1) * (f > 0)[..., None]
-    apart = torch.einsum("btpi,pij,btpj->", values, products, values)
-    children = torch.einsum("btpi,pij,btpj->", values[..., 1:], products[:, 1:, 1:], values[..., 1:])
+    with torch.autocast(f.device.type, enabled=False):  # differences of like numbers: bfloat16 would not do
+        products = family @ family.transpose(-1, -2)
+        apart = torch.einsum("btpi,pij,btpj->", values, products, values)
+        children = torch.einsum("btpi,pij,btpj->", values[..., 1:], products[:, 1:, 1:], values[..., 1:])
     own = (values[..., 0].square() * products[:, 0, 0]).sum()
-    return apart.float() / (own + children).float().detach().clamp_min(TINY)
+    return apart / (own + children).detach().clamp_min(TINY)

@@ -252,6 +252,13 @@ def test_family_loss_equals_the_distance_in_activation_space() -> None:
     assert family_loss(f, shares, rows, child_rows).item() == pytest.approx(float(apart / energy), rel=1e-4)
 
 
+def test_family_loss_is_float32_under_autocast() -> None:
+    values = (torch.rand(50, 1, 3), torch.rand(50, 1, 3, 2), torch.randn(3, D), torch.randn(3, 2, D))
+    exact = family_loss(*values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(family_loss(*values), exact)
+
+
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (20, 0.0), (30, 0.5), (40, 1.0), (99, 1.0)])
 def test_consistency_rises_between_a_fifth_and_two_fifths(step: int, share: float) -> None:
     x = Batch.of(tokens())
