@@ -159,6 +159,7 @@ def result_of(run: Run, learner: Learner, metrics: dict[str, Any]) -> dict[str, 
         "variant": learner.config.variant,
         "state": learner.state,
         "reason": learner.reason,
+        "alarms": list(learner.alarms.values()),
         "training_steps": learner.step,
         "requested_steps": run.amount.n_steps,
         "tokens_seen": learner.step * run.config.batch_size,
@@ -169,6 +170,14 @@ def result_of(run: Run, learner: Learner, metrics: dict[str, Any]) -> dict[str, 
         "best_heldout_explained_variance": learner.best_ev,
         "metrics": metrics or None,
     }
+
+
+def note_alarms(learner: Learner, found: dict[str, str]) -> None:
+    """Say what is odd about a learner, each kind once in its run."""
+    for kind, text in found.items():
+        if kind not in learner.alarms:
+            learner.alarms[kind] = f"step {learner.step}: {text}"
+            say(f"{learner.name}: note: step {learner.step:,}: {text}")
 
 
 def note_status(run: Run, running: str = "running") -> None:

@@ -28,7 +28,7 @@ from train.data.reader import Batches, plan_data, with_windows
 from train.evaluate.heldout import evaluate_heldout
 from train.finish import conclude, finish, finished_outcome
 from train.learner import Learner
-from train.monitors import verdict
+from train.monitors import ALARM_SHARE, ALARM_STEPS, alarms, dense_alarm, verdict
 from train.preflight import learners_at_once, resolve_precision, resolve_steps
 from train.prepare import bring, identity_of, load_plan, prepare, refuse_other_run
 from train.record import Status
@@ -37,6 +37,7 @@ from train.run import (
     Outcome,
     Run,
     end_learner,
+    note_alarms,
     note_status,
     record_end,
     refuse_when_stopped,
@@ -165,12 +166,9 @@ def train(run: Run) -> None:
     while step < n_steps and run.active:
         if run.stop.asked:
             break
-        before = time.monotonic()
         train_step(run, step)
         step += 1
         elapsed = time.monotonic() - started
-        for learner in run.active:
-            learner.seconds += time.monotonic() - before
         rate = (step - first) * run.config.batch_size / elapsed
         run.wait_share = round(min((run.batches.waited_s - waited_s) / max(elapsed, 1e-9), 1.0), 4)
         if step % run.log_every == 0 or step == n_steps:
@@ -206,7 +204,9 @@ def train_step(run: Run, step: int) -> None:
             if window not in by_window:
                 batch = run.batches.batch(step, run.config.batch_size // window, window, reuse=True)
                 by_window[window] = batch.with_x(batch.x.float())
+            before = time.monotonic()
             learner.train_step(by_window[window], run.config.batch_size)
+            learner.seconds += time.monotonic() - before
         except RuntimeError as error:
             say(traceback.format_exc())
             first = str(error).splitlines()[0] if str(error) else ""
@@ -232,6 +232,8 @@ def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
         reason = verdict(metrics, learner.judged_ev, int(learner.quiet_steps[1]), run.amount.n_steps)
         if reason is not None and learner.sae.trained:
             end_learner(run, learner, "diverged", reason)
+        elif learner.sae.trained:
+            note_alarms(learner, alarms(metrics, getattr(learner.sae.config, "k", None), run.amount.n_steps))
     note_status(run)
     return lines
 
@@ -242,7 +244,10 @@ def checkpoint(run: Run, step: int) -> None:
         if learner.step != step:
             continue
         folder = run.folder_of(learner.name) / "checkpoints"
-        ev = quick_ev(run, learner) if step else None
+        look = quick_look(run, learner) if step else {}
+        ev = look.get("explained_variance")
+        if learner.sae.trained and step > min(ALARM_SHARE * run.amount.n_steps, ALARM_STEPS):
+            note_alarms(learner, dense_alarm(look.get("always_share", 0.0)))
         if learner.best_step is None or (ev is not None and (learner.best_ev is None or ev > learner.best_ev)):
             learner.best_ev, learner.best_step = ev, step
         save_learner(run, learner)
@@ -250,14 +255,14 @@ def checkpoint(run: Run, step: int) -> None:
         prune(folder, learner.best_step, run.config.keep_every)
 
 
-def quick_ev(run: Run, learner: Learner) -> float | None:
-    """Explained variance on a few held-out tokens; the learner is not changed by it."""
+def quick_look(run: Run, learner: Learner) -> dict[str, float]:
+    """Figures on a few held-out tokens, none where nothing is held out; the learner is not changed by it."""
     if not run.config.held_out:
-        return None
+        return {}
     window = learner.sae.window
     if window not in run.sample:
         run.sample[window] = list(run.batches.held_out(window, run.config.eval_tokens))
-    return float(evaluate_heldout(learner.sae, run.sample[window])["explained_variance"])
+    return evaluate_heldout(learner.sae, run.sample[window])
 
 
 def describe(run: Run, lines: dict[str, dict[str, Any]], rate: float, elapsed: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from train.monitors import verdict
+from train.monitors import alarms, dense_alarm, verdict
 
 HEALTHY = {"step": 5000, "loss": 0.1, "grad_norm_max": 1.0, "explained_variance": 0.9, "l0": 32.0}
 
@@ -55,3 +55,31 @@ def test_silence_in_a_row_ends(n_steps: int, enough: int) -> None:
 def test_the_grace_is_a_fifth_of_the_run_within_limits(n_steps: int, last_free: int) -> None:
     assert judge(step=last_free, explained_variance=-1.0, n_steps=n_steps) is None
     assert judge(step=last_free + 1, explained_variance=-1.0, n_steps=n_steps) is not None
+
+
+def test_a_healthy_learner_raises_no_alarm() -> None:
+    assert alarms(HEALTHY | {"dead": 0.05, "loss_reconstruction": 0.1, "loss_aux": 0.09}, 32, 10_000) == {}
+    assert dense_alarm(0.005) == {}
+
+
+@pytest.mark.parametrize(
+    ("odd", "kind", "text"),
+    [
+        ({"dead": 0.21}, "dead", "21% of the latents are dead"),
+        ({"loss_tree": 0.06}, "loss_tree", "loss_tree 0.06 is more than half of the reconstruction loss 0.1"),
+        ({"explained_variance": 0.49}, "explained_variance", "explained variance 0.49 with k = 32"),
+    ],
+)
+def test_alarms_say_what_is_odd_after_the_first_fifth(odd: dict[str, float], kind: str, text: str) -> None:
+    metrics = HEALTHY | {"loss_reconstruction": 0.1} | odd
+    assert text in alarms(metrics, 32, 10_000)[kind]
+    assert alarms(metrics | {"step": 2000}, 32, 10_000) == {}
+    assert alarms(metrics | {"step": 21}, 32, 100).keys() == {kind}
+
+
+def test_a_low_explained_variance_is_no_alarm_with_few_latents() -> None:
+    assert alarms(HEALTHY | {"explained_variance": 0.3}, 7, 10_000) == {}
+
+
+def test_latents_that_always_fire_raise_an_alarm() -> None:
+    assert dense_alarm(0.02) == {"dense": "2.0% of the latents fire on more than half of the tokens"}

@@ -13,6 +13,7 @@ from train.data.batch import Batch
 from train.saes.base import SAE
 
 DENSE_ABOVE = 0.1
+ALWAYS_ABOVE = 0.5
 SMALL_NORM = 1e-4  # below it a ratio of norms says nothing (spec §1.3)
 NO_VARIANCE = 1e-10
 
@@ -27,6 +28,7 @@ HELDOUT_METRICS = {
     "l1": "mean sum of latents, raw units",
     "dead_share": "share of latents that never fire on these tokens",
     "dense_share": "share of latents that fire on more than a tenth of these tokens",
+    "always_share": "share of latents that fire on more than half of these tokens",
 }
 
 
@@ -73,6 +75,7 @@ def evaluate_heldout(sae: SAE, batches: Iterable[Batch]) -> dict[str, Any]:
         "l1": float(sums["l1"] / tokens),
         "dead_share": float((fired == 0).double().mean()),
         "dense_share": float((fired > DENSE_ABOVE * tokens).double().mean()),
+        "always_share": float((fired > ALWAYS_ABOVE * tokens).double().mean()),
     }
 
 

@@ -57,6 +57,7 @@ def test_figures_agree_with_brute_force(variant: str) -> None:
         "l1": latents.sum(1).mean(),
         "dead_share": (fired == 0).mean(),
         "dense_share": (fired > 0.1).mean(),
+        "always_share": (fired > 0.5).mean(),
     }
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert got.keys() == METRICS["heldout"].keys()
