@@ -15,7 +15,11 @@ from train.saes.base import SAE, SAEConfig
 from train.saes.batchtopk import BatchTopK
 from train.saes.compositional import Compositional
 from train.saes.contrastive import Contrastive
+from train.saes.gated import Gated
+from train.saes.jumprelu import JumpReLU
+from train.saes.matryoshka import Matryoshka
 from train.saes.multiscale import MultiScale
+from train.saes.panneal import PAnneal
 from train.saes.predictor import Predictor
 from train.saes.references import PCA, Identity, Mean
 from train.saes.relational import Relational
@@ -27,8 +31,12 @@ REGISTRY: dict[str, type[SAE]] = {
     sae.variant: sae
     for sae in (
         Standard,
+        PAnneal,
+        Gated,
+        JumpReLU,
         TopK,
         BatchTopK,
+        Matryoshka,
         Compositional,
         Tree,
         Relational,

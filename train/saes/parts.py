@@ -27,6 +27,14 @@ def pre_activations(
     return (centred @ W_enc).float() + (b_enc - through_b_dec)
 
 
+def relu_gain(d_in: int, d_sae: int) -> float:
+    """Factor on W_enc = W_decᵀ at the start of variants that keep all positive latents.
+
+    Half of them are active then, and random unit rows add up to d_sae / (2 d_in) times the input.
+    """
+    return min(2 * d_in / d_sae, 1.0)
+
+
 def masked(values: Float[Tensor, "B T A"], valid: Bool[Tensor, "B T"], n_valid: int) -> Float[Tensor, "B T A"]:
     """`values` with invalid positions set to 0; untouched where the host knows that all are valid."""
     return values if n_valid == valid.numel() else values * valid[..., None]

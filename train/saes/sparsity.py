@@ -29,9 +29,15 @@ Mode = Literal["budgets", "joint", "l1"]
 
 
 class L0Controller(nn.Module):
-    """A penalty weight λ that follows the L0 wanted: λ ← λ·exp(η·clip(L0/L0* − 1, −1, 1)) (spec §0.8).
+    """A penalty weight λ that is led to the L0 wanted: a proportional-integral rule on e = log(L0/L0*), L0 averaged.
 
-    After the warm-up, within [λ₀/30, 30 λ₀]; η = 1e-3, more in runs under 10,000 steps so that it can cross its range.
+        log λ ← log λ + e' − e'_before + η·clip(4e, −1, 1),      e' = clip(e, −1, 1)
+
+    From the end of the warm-up on (e'_before = 0 at first), within [λ₀/30, 30 λ₀]; η = 1e-3, and 10 / steps in runs
+    under 10,000 steps. The proportional part lets go of λ before L0 has arrived; the integral one is bounded, so that
+    it does not wind up while L0 is far off. L0 answers λ weakly (e times as much λ, a fifth to a third less L0 on the
+    demo store), hence the 4. Differs from spec §0.8, the integral part alone on L0/L0* − 1: after 400 steps that was up
+    to 40 % off, where this is within 2 % (docs/log.md).
 
     Attributes:
         weight: λ as it stands.
@@ -54,13 +60,20 @@ class L0Controller(nn.Module):
     @torch.no_grad()
     def follow_(self, l0: Float[Tensor, ""], clock: Clock) -> None:
         """Note the L0 of a batch, and move λ towards the target, if there is one."""
+        before = self.error()
         update_average_(self.l0_average, l0, averaging(clock.n_steps), clock.step == 0)
         if self.target_l0 is None or clock.progress < PENALTY_WARMUP:
             return
-        rate = max(1e-3, 10 / clock.n_steps)
-        error = (self.l0_average / self.target_l0 - 1).clamp(-1, 1)
-        self.weight *= torch.exp(rate * error)
+        error = self.error()
+        if clock.step == 0 or (clock.step - 1) / clock.n_steps < PENALTY_WARMUP:
+            before = torch.zeros_like(error)
+        steered = error.clamp(-1, 1) - before.clamp(-1, 1)
+        self.weight *= torch.exp(steered + max(1e-3, 10 / clock.n_steps) * (4 * error).clamp(-1, 1))
         self.weight.clamp_(self.first_weight / RANGE, self.first_weight * RANGE)
+
+    def error(self) -> Float[Tensor, ""]:
+        """log(L0/L0*) of the average; 0 without a target."""
+        return torch.log(self.l0_average / self.target_l0) if self.target_l0 else torch.zeros_like(self.l0_average)
 
 
 class Sparsity(nn.Module):

@@ -5,7 +5,11 @@
 
 Decoder rows are free in training (start norm 0.1, encoder their transpose) and folded to unit norm at the end, so
 latents mean what they mean elsewhere. Differs from the post: b_dec is subtracted from the input, as in all variants.
-With `target_l0` a controller moves λ; see `sparsity`.
+With `target_l0` a controller moves λ, and at the end b_enc is shifted by one number so that L0 is the target on
+training tokens; see `sparsity`.
+
+What public implementations do: SAELens weighs the penalty by decoder norms as here; dictionary_learning has this form
+as its April update trainer, which does not subtract b_dec, beside an older one with unit rows.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from torch import Tensor
 
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, Output, SAEConfig
-from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, threshold_for
 from train.saes.sparsity import L0Controller
 from train.schedule import Clock
 
@@ -49,8 +53,11 @@ class Standard(SAE):
             self.W_enc.mul_(START_NORM)
         self.controller = L0Controller(config.l1, config.target_l0)
 
+    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
+        return pre_activations(x, self.W_enc, self.b_enc, self.b_dec)
+
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
+        return torch.relu(self.pre_activations(batch.x))
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         latents = masked(self.codes(batch), batch.valid, batch.n_valid)
@@ -67,9 +74,14 @@ class Standard(SAE):
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:
-        """Fold the row norms into the encoder: unit rows, the same reconstruction."""
+        """Fold the row norms into the encoder: unit rows, the same reconstruction. Then shift to the target, if any."""
         norms = self.W_dec.norm(dim=-1).clamp_min(1e-12)
         self.W_dec.div_(norms[:, None])
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
-        return {"l1_weight": float(self.controller.weight)}
+        settled = {"l1_weight": float(self.controller.weight)}
+        if self.config.target_l0 is None:
+            return settled
+        theta = threshold_for((self.pre_activations(b.x)[b.valid] for b in batches()), self.config.target_l0)
+        self.b_enc -= theta
+        return settled | {"threshold": theta}

@@ -1,0 +1,102 @@
+"""Gated SAE: one decision which latents are active, another how much (Rajamanoharan et al. 2404.16014).
+
+    π = (x − b_dec) W_enc      u = π + b_enc      m = ReLU(e^r ⊙ π + b_mag)
+    f = 1[u > 0] ⊙ m           x̂ = f W_dec + b_dec
+    L = ⟨‖x − x̂‖²⟩ + λ·c(t)·⟨Σ ReLU(u)⟩ + ⟨‖x − (ReLU(u)·sg(W_dec) + sg(b_dec))‖²⟩
+
+The gate's bias is `b_enc`. The step 1[u > 0] has no gradient: the gate learns from the penalty and from the last
+term, a reconstruction by the gate through a frozen decoder; magnitudes are not shrunk, as the penalty does not see
+them. W_enc starts at W_decᵀ times 2d/d_sae where that is below 1, since half of all latents are active then. Rows of
+W_dec have unit norm, r, b_enc and b_mag start at 0, and Adam's first average is off (β1 = 0), all as in the paper. L0
+is that of f. With `target_l0` a controller moves λ, and at the end b_enc is shifted by one number so that L0 is the
+target on training tokens (`sparsity`).
+
+What public implementations do: dictionary_learning has the formula above, without a warm-up of λ (`gdm`); SAELens
+does not freeze the decoder in the last term and multiplies the penalty by decoder norms.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from train.data.batch import Batch
+from train.saes.base import SAE, Batches, Output, SAEConfig
+from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
+from train.saes.sparsity import L0Controller
+from train.schedule import Clock
+
+
+class GatedConfig(SAEConfig):
+    """Settings of `gated`."""
+
+    l1: float = Field(0.04, ge=0, description="λ, at unit mean squared input norm; the usual grid is .012 to .08.")
+    target_l0: float | None = Field(None, gt=0, description="Move λ towards this L0; default: λ stays.")
+
+
+@final
+class Gated(SAE):
+    """See the module's formula."""
+
+    variant = "gated"
+    Config = GatedConfig
+    beta1 = 0.0
+    config: GatedConfig
+
+    def __init__(self, config: GatedConfig, d_in: int, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed)
+        with torch.no_grad():
+            self.W_enc.mul_(relu_gain(d_in, config.d_sae))
+        self.r = nn.Parameter(torch.zeros(config.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
+        self.controller = L0Controller(config.l1, config.target_l0)
+
+    def gate_and_magnitude(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T L"], Float[Tensor, "B T L"]]:
+        """u and m."""
+        shared = pre_activations(x, self.W_enc, torch.zeros_like(self.b_enc), self.b_dec)
+        return shared + self.b_enc, torch.relu(torch.exp(self.r) * shared + self.b_mag)
+
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        gate, magnitude = self.gate_and_magnitude(batch.x)
+        return magnitude * (gate > 0)
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        gate, magnitude = self.gate_and_magnitude(batch.x)
+        latents = masked(magnitude * (gate > 0), batch.valid, batch.n_valid)
+        reconstruction = (latents @ self.W_dec).float() + self.b_dec
+        opened = masked(torch.relu(gate), batch.valid, batch.n_valid)
+        by_gate = (opened @ self.W_dec.detach()).float() + self.b_dec.detach()
+        parts = {
+            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
+            "sparsity": self.controller.penalty(opened.sum() / batch.n_valid, clock),
+            "gate": reconstruction_loss(batch.x, by_gate, batch.valid, batch.n_valid),
+        }
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        self.controller.follow_((latents > 0).sum() / batch.n_valid, clock)
+        dead = self.dead(clock).float().mean()
+        return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
+
+    @torch.no_grad()
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        """Shift the gate's bias to the target L0, the magnitudes left as they are."""
+        settled = {"l1_weight": float(self.controller.weight)}
+        if self.config.target_l0 is None:
+            return settled
+        theta = threshold_for((self.scores(b)[b.valid] for b in batches()), self.config.target_l0)
+        if not math.isfinite(theta):  # fewer latents have a magnitude than are wanted: no gate can open them
+            theta = 0.0
+        self.b_enc -= theta
+        return settled | {"threshold": theta}
+
+    def scores(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        """What an open gate needs above 0: u, −inf where the magnitude is 0 anyway."""
+        gate, magnitude = self.gate_and_magnitude(batch.x)
+        return torch.where(magnitude > 0, gate, -torch.inf)
+
+    def fold_extra(self, scale: Tensor) -> None:
+        self.b_mag.div_(scale)

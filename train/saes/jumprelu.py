@@ -1,0 +1,207 @@
+"""JumpReLU: every latent has a learned threshold below which it is 0 (Rajamanoharan et al. 2407.14435).
+
+    u = x W_enc + b_enc      f = u·1[u > θ], θ > 0 per latent      x̂ = f W_dec + b_dec
+    L = ⟨‖x − x̂‖²⟩ + penalty:
+        l0       λ·c(t)·⟨Σ 1[u > θ]⟩                          Gemma Scope
+        target   λ·c(t)·(L0 / L0* − 1)², L0 = ⟨Σ 1[u > θ]⟩    needs no controller
+        tanh     λ·c(t)·⟨Σ tanh(4 √d f_i)⟩ + 3e-6·⟨Σ_dead ReLU(θ − u)⟩      Anthropic, January 2025
+
+The jump has no gradient for θ; it is estimated with a rectangle kernel K of width ε (1 on |z| ≤ ½):
+    ∂f/∂θ = −(θ/ε) K((u − θ)/ε)      ∂1[u > θ]/∂θ = −(1/ε) K((u − θ)/ε)      u gets a gradient only where u > θ
+Only pairs of token and latent inside the kernel move θ: `kernel_share` is their share, and below 1e-5 θ stands still.
+ε and the start of θ fall with the run's length as the learning rate does: 1e-2·√(500 / steps), within [1e-3, 1e-2].
+
+θ is a parameter, clamped above 0 after each step. b_dec is not subtracted from x (Gemma Scope); b_enc starts at
+−b_dec W_enc, so that the start is that of the other variants; W_enc at W_decᵀ times 2d/d_sae where that is below 1.
+Adam's first average is off (β1 = 0). With `target_l0` a controller moves λ (l0, tanh), and at the end all θ are
+multiplied by one number so that L0 is the target on training tokens (`sparsity`).
+
+What public implementations do: SAELens trains log θ (start and ε 1e-3, later 0.01 and 0.05); dictionary_learning θ
+itself, unclamped, with the penalty `target` (λ = 1) and ε = 1e-3, its L0 counted from f. The paper trains log θ;
+Anthropic's θ also moves u (all parameters get the kernel's gradient), and decoder rows are free there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from train.data.batch import Batch
+from train.saes.base import SAE, Batches, Output, SAEConfig
+from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
+from train.saes.sparsity import PENALTY_WARMUP, L0Controller
+from train.schedule import Clock, ramp
+
+LEAST_THETA = 1e-6
+TANH_SLOPE = 4.0
+SILENT_WEIGHT = 3e-6
+
+
+class JumpReLUConfig(SAEConfig):
+    """Settings of `jumprelu`."""
+
+    penalty: Literal["l0", "target", "tanh"] = Field("l0", description="What is penalised: see the formula.")
+    l0: float = Field(0.003, ge=0, description="λ per active latent (l0, tanh), at unit mean squared input norm.")
+    target_l0: float | None = Field(None, gt=0, description="L0 wanted; default: as λ gives it. `target` needs it.")
+    target_weight: float = Field(1.0, ge=0, description="λ of the penalty `target`; dictionary_learning's value.")
+    bandwidth: float | None = Field(
+        None, gt=0, description="ε, scaled units; default: 1e-2 · √(500/steps), in [1e-3, 1e-2], as learning rates go."
+    )
+    theta: float | None = Field(None, gt=0, description="θ at the start, scaled units; default: the default of ε.")
+
+    @model_validator(mode="after")
+    def _target(self) -> JumpReLUConfig:
+        if self.penalty == "target" and self.target_l0 is None:
+            raise ValueError("penalty = 'target' needs target_l0 (or --k)")
+        return self
+
+
+def default_bandwidth(n_steps: int) -> float:
+    """ε and the start of θ for a run of this length."""
+    return min(max(1e-2 * math.sqrt(500 / n_steps), 1e-3), 1e-2)
+
+
+def near(u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+    """K((u − θ)/ε) as a mask."""
+    return (u - theta).abs() <= bandwidth / 2
+
+
+def jump(u: Float[Tensor, "B T L"], theta: Float[Tensor, " L"], bandwidth: float) -> Float[Tensor, "B T L"]:
+    """f, with the kernel's gradient."""
+    latents: Tensor = Jump.apply(u, theta, bandwidth)  # type: ignore[no-untyped-call]
+    return latents
+
+
+def above(u: Float[Tensor, "B T L"], theta: Float[Tensor, " L"], bandwidth: float) -> Float[Tensor, "B T L"]:
+    """1[u > θ], with the kernel's gradient."""
+    active: Tensor = Step.apply(u, theta, bandwidth)  # type: ignore[no-untyped-call]
+    return active
+
+
+class Jump(torch.autograd.Function):
+    """u·1[u > θ], u [..., L], θ [L]."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(u, theta)
+        ctx.bandwidth = bandwidth
+        return u * (u > theta)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        (u, theta), (grad,) = ctx.saved_tensors, grads
+        inside = (grad * near(u, theta, ctx.bandwidth)).flatten(0, -2).sum(0)
+        return grad * (u > theta), -theta / ctx.bandwidth * inside, None
+
+
+class Step(torch.autograd.Function):
+    """1[u > θ], u [..., L], θ [L]; no gradient for u."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
+        ctx.save_for_backward(u, theta)
+        ctx.bandwidth = bandwidth
+        return (u > theta).to(u.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
+        (u, theta), (grad,) = ctx.saved_tensors, grads
+        inside = (grad * near(u, theta, ctx.bandwidth)).flatten(0, -2).sum(0)
+        return None, -inside / ctx.bandwidth, None
+
+
+@final
+class JumpReLU(SAE):
+    """See the module's formula.
+
+    Attributes:
+        theta: θ [d_sae], in scaled units until folded.
+    """
+
+    variant = "jumprelu"
+    Config = JumpReLUConfig
+    beta1 = 0.0
+    config: JumpReLUConfig
+
+    def __init__(self, config: JumpReLUConfig, d_in: int, seed: int = 0) -> None:
+        super().__init__(config, d_in, seed)
+        with torch.no_grad():
+            self.W_enc.mul_(relu_gain(d_in, config.d_sae))
+        self.theta = nn.Parameter(torch.full((config.d_sae,), config.theta or default_bandwidth(1)))
+        self.controller = L0Controller(config.l0, None if config.penalty == "target" else config.target_l0)
+
+    @torch.no_grad()
+    def start(self, scale: float, b_dec: Tensor) -> None:
+        super().start(scale, b_dec)
+        self.b_enc.copy_(-self.b_dec @ self.W_enc)
+
+    def landmarks(self, n_steps: int) -> tuple[int, ...]:
+        return (0,) if self.config.theta is None else ()
+
+    @torch.no_grad()
+    def revise(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
+        """θ starts at a value that depends on the run's length, which is known only now."""
+        self.theta.fill_(default_bandwidth(clock.n_steps))
+        return {}
+
+    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
+        return (x @ self.W_enc).float() + self.b_enc
+
+    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
+        u = self.pre_activations(batch.x)
+        return u * (u > self.theta)
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        bandwidth = self.config.bandwidth or default_bandwidth(clock.n_steps)
+        u = self.pre_activations(batch.x)
+        latents = masked(jump(u, self.theta, bandwidth), batch.valid, batch.n_valid)
+        reconstruction = (latents @ self.W_dec).float() + self.b_dec
+        parts = {"reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)}
+        parts |= self.penalties(u, latents, batch, bandwidth, clock)
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        self.controller.follow_((latents > 0).sum() / batch.n_valid, clock)
+        inside = masked(near(u, self.theta, bandwidth).float(), batch.valid, batch.n_valid).sum()
+        extra = {
+            "dead": self.dead(clock).float().mean(),
+            "l0_weight": self.controller.weight.clone(),
+            "kernel_share": inside / (batch.n_valid * self.d_sae),
+        }
+        return Output(parts, latents, reconstruction, extra)
+
+    def penalties(
+        self, u: Float[Tensor, "B T L"], latents: Float[Tensor, "B T L"], batch: Batch, bandwidth: float, clock: Clock
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The loss parts beside reconstruction."""
+        if self.config.penalty == "tanh":
+            size = torch.tanh(TANH_SLOPE * math.sqrt(self.d_in) * latents).sum() / batch.n_valid
+            missing = torch.where(self.dead(clock), torch.relu(self.theta - u), 0.0)
+            silent = masked(missing, batch.valid, batch.n_valid).sum() / batch.n_valid
+            return {"sparsity": self.controller.penalty(size, clock), "silent": SILENT_WEIGHT * silent}
+        active = masked(above(u, self.theta, bandwidth), batch.valid, batch.n_valid)
+        l0 = active.sum() / batch.n_valid
+        if self.config.target_l0 is not None and self.config.penalty == "target":
+            off = (l0 / self.config.target_l0 - 1).square()
+            return {"sparsity": self.config.target_weight * ramp(clock, PENALTY_WARMUP) * off}
+        return {"sparsity": self.controller.penalty(l0, clock)}
+
+    @torch.no_grad()
+    def after_step(self, clock: Clock) -> None:
+        self.theta.clamp_(min=LEAST_THETA)
+
+    @torch.no_grad()
+    def calibrate(self, batches: Batches) -> dict[str, float]:
+        settled = {"l0_weight": float(self.controller.weight)}
+        if self.config.target_l0 is None:
+            return settled
+        ratios = (self.pre_activations(b.x)[b.valid] / self.theta for b in batches())
+        factor = max(threshold_for(ratios, self.config.target_l0), LEAST_THETA)
+        self.theta.mul_(factor)
+        return settled | {"threshold_factor": factor}
+
+    def fold_extra(self, scale: Tensor) -> None:
+        self.theta.div_(scale)
