@@ -48,7 +48,7 @@ class TreeConfig(KeptConfig):
     sparsity: Mode = Field("budgets", description="A share of k per level, one `joint` BatchTopK, or an `l1` penalty.")
     level_weights: Three = Field((0.5, 1.0, 2.0), description="Price of a latent by level, in the order of encoding.")
     l1: float = Field(0.03, ge=0, description="λ at the start, for `l1`; then it is led to L0 = k.")
-    nesting: Three = Field((0.25, 0.5, 1.0), description="ω of top, top + mid and all levels, before they sum to 1.")
+    nesting: Three = Field((0.1, 0.3, 1.0), description="ω of top, top + mid and all levels, before they sum to 1.")
     kappa: float = Field(0.25, ge=0, description="Start of κ, what a level sees of the other; 0: nothing, ever.")
     no_enc_skip: bool = Field(False, description="Levels after the first see only the aggregate, not x.")
     no_dec_skip: bool = Field(False, description="A parent's decoder row is the normalised Σ v d of its children.")
