@@ -36,7 +36,7 @@ from train.schedule import Clock
 HEADS, RANK = 4, 16  # of the encoder's attention
 MODULATION_RANK = 8  # of the position term
 LAGS = 16
-CODE_RANK, CODE_VALUES = 16, 32  # of the decoder's attention, one head
+CODE_RANK = 16  # of the decoder's attention, one head
 STAGES = ((0.0, 16), (0.1, 8), (0.2, 4), (0.35, 2), (0.5, 1))  # from this share of the run: span / this
 OWN_WARMUP = 0.05  # share of the run after a stage begins over which temporal rates rise from half; at most …
 MAX_WARMUP_STEPS = 500
@@ -59,6 +59,7 @@ class RelationalConfig(KeptConfig):
     temporal_lr: float = Field(1.0, gt=0, description="Factor on the learning rate of the temporal weights.")
     gate_penalty: float = Field(0.0, ge=0, description="λ_g, on the mean gate; 1e-3 where gates should be sparse.")
     decoder_reads: Literal["temporal", "all"] = Field("temporal", description="Codes that y is made of.")
+    decoder_rank: Count = Field(32, gt=0, description="Values y is made of, before W_O; as a predictor's rank.")
     attention: Literal["masked", "prefix"] = Field(
         "masked", description="How attention is computed; prefix sums pay for windows above a few hundred tokens."
     )
@@ -134,10 +135,13 @@ class Relational(SAE):
             self.w_gate, self.b_gate = zeros(d_in + HEADS * RANK), nn.Parameter(torch.tensor(-2.0))
         if not config.no_dec_temporal:
             n_read = self.n_read = n if config.decoder_reads == "temporal" else config.d_sae
-            self.E_y = drawn(n_read, CODE_VALUES, std=CODE_VALUES**-0.5)
-            self.W_O = zeros(CODE_VALUES, d_in)
+            self.E_y = drawn(n_read, config.decoder_rank, std=config.decoder_rank**-0.5)
+            self.W_O = zeros(config.decoder_rank, d_in)
             if lags:
-                self.Q_y, self.L_y = zeros(n_read, CODE_VALUES), nn.Parameter(falling.repeat(1, CODE_VALUES))
+                self.Q_y, self.L_y = (
+                    zeros(n_read, config.decoder_rank),
+                    nn.Parameter(falling.repeat(1, config.decoder_rank)),
+                )
             else:
                 # codes of a token are about .5 long: with unit normal weights φ tells tokens apart from the start
                 self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
