@@ -69,7 +69,7 @@ class Learner:
             parameter.data = parameter.data.contiguous()
         self.optimizer = make_optimizer(self.sae, config)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        self.peak_lr = config.lr or default_lr(n_steps, sae.d_sae)
+        self.peak_lr = config.lr or sae.lr_scale * default_lr(n_steps, sae.d_sae)
         self.step = 0
         self.state, self.reason = "running", ""
         self.alarms: dict[str, str] = {}

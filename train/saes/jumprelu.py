@@ -126,6 +126,7 @@ class JumpReLU(SAE):
     variant = "jumprelu"
     Config = JumpReLUConfig
     beta1 = 0.0
+    lr_scale = 0.4  # 1 leaves a tenth of the latents dead and explains less (docs/log.md)
     config: JumpReLUConfig
 
     def __init__(self, config: JumpReLUConfig, d_in: int, seed: int = 0) -> None:

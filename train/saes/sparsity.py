@@ -36,8 +36,8 @@ class L0Controller(nn.Module):
     From the end of the warm-up on (e'_before = 0 at first), within [λ₀/30, 30 λ₀]; η = 1e-3, and 10 / steps in runs
     under 10,000 steps. The proportional part lets go of λ before L0 has arrived; the integral one is bounded, so that
     it does not wind up while L0 is far off. L0 answers λ weakly (e times as much λ, a fifth to a third less L0 on the
-    demo store), hence the 4. Differs from spec §0.8, the integral part alone on L0/L0* − 1: after 400 steps that was up
-    to 40 % off, where this is within 2 % (docs/log.md).
+    demo store), hence the 4. Differs from spec §0.8, the integral part alone on L0/L0* − 1: at 400 steps and L0* = 32
+    that ended up to 40 % off, this within 2 % (docs/log.md).
 
     Attributes:
         weight: λ as it stands.

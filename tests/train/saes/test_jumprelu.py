@@ -128,6 +128,12 @@ def test_thresholds_move_and_stay_positive() -> None:
     assert (sae.theta - 1e-3).abs().max() > 1e-2
 
 
+def test_default_rate_is_two_fifths_of_the_others_and_a_given_one_stays() -> None:
+    for lr, expected in ((None, 4e-3), (1e-2, 1e-2)):
+        config = LearnerConfig(name="x", variant="jumprelu", lr=lr)
+        assert Learner(config, new(), 40, torch.device("cpu"), torch.float32).peak_lr == pytest.approx(expected)
+
+
 def test_calibration_multiplies_every_threshold_by_one_number() -> None:
     sae, x = new(target_l0=5.0), batch(400)
     with torch.no_grad():
