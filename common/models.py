@@ -22,6 +22,7 @@ import torch
 
 from common.errors import ConfigError, nearest
 from common.files import file_sha256, fingerprint
+from common.truth import TOYS
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 SHORT_NAMES = {
@@ -147,6 +148,8 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
             raise ConfigError(f"--model {name}: the folder has no weights (*.safetensors).")
         files = [[file.name, file_sha256(file)] for file in [path / "config.json", *weights]]
         return ModelSource(name, str(path), None, fingerprint(files))
+    if name in TOYS:
+        raise ConfigError(f"--model {name}: a toy is made up and has no language model. Make one: harvest toy {name}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"--model {name}: no such folder.")
     return _find_hub_model(name, revision)

@@ -14,7 +14,8 @@ from common.console import emit_json, format_bytes, say, table
 from common.errors import ConfigError, GranaryError, StoreError
 from common.options import options_from
 from common.store import Store
-from harvest.config import CACHE, HarvestConfig
+from common.truth import TOYS
+from harvest.config import CACHE, HarvestConfig, ToyConfig
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -47,7 +48,28 @@ def run(stop: Any, /, dry_run: bool, as_json: bool, **flags: Any) -> None:
         facts = plan_only(config)
         emit_json(facts) if as_json else table("harvest run --dry-run", ("", ""), describe_dry_run(facts))
         return
-    outcome = harvest(config, stop)
+    report(harvest(config, stop), as_json)
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(TOYS))
+@options_from(ToyConfig, leave_out=("name",))
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON record on stdout.")
+@click.pass_obj
+def toy(stop: Any, /, name: str, as_json: bool, **flags: Any) -> None:
+    """Write a store of made-up activations whose features are known; the same command goes on after any stop.
+
+    \b
+    harvest toy toy-h --tokens 2M
+    train fit --cache cache/toy-h.zarr --variant batchtopk --d-sae 182 --k 7 --passes 1
+    """
+    from harvest.synthesise import synthesise
+
+    report(synthesise(build(ToyConfig, {"name": name} | flags, "harvest toy"), stop), as_json)
+
+
+def report(outcome: Any, as_json: bool) -> None:
+    """Print what a harvest did: one JSON record, or one line."""
     if as_json:
         emit_json(dataclasses.asdict(outcome))
     else:

@@ -14,6 +14,11 @@ from common.errors import ConfigError
 CACHE = Path("cache")  # where stores go unless told
 
 
+def zarr_path(path: Path) -> Path:
+    """`path`, with `.zarr` added if it lacks it."""
+    return path if path.suffix == ".zarr" else path.with_name(path.name + ".zarr")
+
+
 class HarvestConfig(Settings):
     """One harvest. Every field is an option of `harvest run` (underscores become dashes)."""
 
@@ -85,5 +90,23 @@ class HarvestConfig(Settings):
     def store_path(self) -> Path:
         """Where the store goes: `--out`, or `cache/<model>.zarr`."""
         if self.out is not None:
-            return self.out if self.out.suffix == ".zarr" else self.out.with_name(self.out.name + ".zarr")
+            return zarr_path(self.out)
         return CACHE / f"{Path(self.model).name}.zarr"
+
+
+class ToyConfig(Settings):
+    """One toy store. Every field but `name` is an option of `harvest toy`."""
+
+    name: Literal["toy-h", "toy-h-independent", "toy-h-tree", "toy-t", "toy-m"] = Field(description="Which toy.")
+    tokens: Count = Field(1_000_000, gt=0, description="Positions to make, rounded up to whole sequences.")
+    context: Count = Field(128, gt=1, description="Tokens per sequence.")
+    dtype: Literal["bfloat16", "float16", "float32"] = Field("float32", description="Storage type of activations.")
+    chunk_sequences: Count | None = Field(
+        None, gt=0, description="Sequences per chunk; default as in `harvest run`, for an existing store its own."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the features and of everything drawn from them.")
+    out: Path | None = Field(None, description="The store; default cache/<name>.zarr.")
+
+    def store_path(self) -> Path:
+        """Where the store goes: `--out`, or `cache/<name>.zarr`."""
+        return zarr_path(self.out) if self.out is not None else CACHE / f"{self.name}.zarr"

@@ -14,6 +14,7 @@ from common.stopping import Stop
 from common.store import Store
 from harvest.forward import forward, missing_chunks
 from harvest.plan import plan_for_repair
+from harvest.synthesise import is_toy, write_chunks
 from harvest.tokenize import tokenise
 
 
@@ -82,14 +83,17 @@ def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
 
 def harvest_again(store: Store, damaged: set[tuple[str, int]], stop: Stop) -> None:
     """Take what is damaged for not harvested, and do just those chunks again."""
-    plan = plan_for_repair(store)
+    plan = None if is_toy(store) else plan_for_repair(store)
     before = {key: store.journal.entries[key].crc32c for key in damaged if key in store.journal.entries}
     store.journal.forget(damaged)
     chunks = {chunk for _, chunk in damaged}
-    tokenise(plan, store, stop, only=chunks)
-    todo = {chunk: hooks for chunk, hooks in missing_chunks(store).items() if chunk in chunks}
-    if todo:
-        forward(plan, store, stop, todo)
+    if plan is None:
+        write_chunks(store, stop, only=chunks)
+    else:
+        tokenise(plan, store, stop, only=chunks)
+        todo = {chunk: hooks for chunk, hooks in missing_chunks(store).items() if chunk in chunks}
+        if todo:
+            forward(plan, store, stop, todo)
     for (array, chunk), old in sorted(before.items()):
         if store.journal.entries[array, chunk].crc32c != old:
             say(f"{store.path} {array} chunk {chunk}: repaired, but this machine computes other bytes than before")

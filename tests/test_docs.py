@@ -19,7 +19,7 @@ from common.errors import GranaryError
 from common.files import read_json
 from common.stopping import Stop
 from common.store import Store
-from harvest.config import HarvestConfig
+from harvest.config import HarvestConfig, ToyConfig
 from harvest.run import Outcome as HarvestOutcome
 from harvest.verify import Report
 from tests.conftest import HOOK
@@ -115,12 +115,17 @@ def test_page_describes_no_command_that_is_not(tool: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cls", "tool", "command"), [(HarvestConfig, "harvest", "harvest run"), (FitConfig, "train", "train fit")]
+    ("cls", "tool", "command"),
+    [
+        (HarvestConfig, "harvest", "harvest run"),
+        (ToyConfig, "harvest", "harvest toy"),
+        (FitConfig, "train", "train fit"),
+    ],
 )
 def test_option_defaults_are_those_of_the_configuration(cls: type[Settings], tool: str, command: str) -> None:
     table = named(section(PAGES[tool], command))
     for name, field in cls.model_fields.items():
-        if name == "learner":
+        if name in ("learner", "name"):
             continue
         expected = "required" if field.is_required() else shown(field.get_default())
         assert table[f"--{name.replace('_', '-')}"][1].replace(",", "") == expected, name
