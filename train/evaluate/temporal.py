@@ -148,11 +148,13 @@ class Matched:
 
     Attributes:
         value: the mean over the bins that both have.
+        reference: the reference's own mean over the same bins, which `value` is to be held against.
         covered: the reference's mass in those bins; where it is well below 1, `value` says little.
         by_bin: the mass-weighted mean in each bin [10], NaN where a bin has no mass.
     """
 
     value: float
+    reference: float
     covered: float
     by_bin: Tensor
 
@@ -168,15 +170,22 @@ def density_matched(
 
     Two SAEs of equal ρ within each bin come out equal, however their mass lies over the bins.
     """
-    chosen = slice(None) if among is None else among
-    mass, rho, bins = measured.mass[chosen], measured.rho[lag][chosen], bin_of(measured.density[chosen])
-    empty = torch.zeros(len(BIN_EDGES) - 1, dtype=mass.dtype)
-    by_bin = empty.index_add(0, bins, mass * rho) / empty.index_add(0, bins, mass)
+    by_bin, theirs = rho_by_bin(measured, lag, among), rho_by_bin(reference, lag, reference_among)
     weights = mass_by_bin(reference, reference_among)
     both = ~by_bin.isnan() & (weights > 0)
     covered = float(weights[both].sum())
-    value = float((by_bin[both] * weights[both]).sum()) / covered if covered > 0 else float("nan")
-    return Matched(value, covered, by_bin)
+    if covered == 0:
+        return Matched(float("nan"), float("nan"), 0.0, by_bin)
+    means = [float((values[both] * weights[both]).sum()) / covered for values in (by_bin, theirs)]
+    return Matched(means[0], means[1], covered, by_bin)
+
+
+def rho_by_bin(measured: Persistence, lag: int, among: Tensor | slice | None = None) -> Tensor:
+    """Mass-weighted ρ(lag) in each bin of density [10], NaN where a bin has no mass."""
+    chosen = slice(None) if among is None else among
+    mass, rho, bins = measured.mass[chosen], measured.rho[lag][chosen], bin_of(measured.density[chosen])
+    empty = torch.zeros(len(BIN_EDGES) - 1, dtype=mass.dtype)
+    return empty.index_add(0, bins, mass * rho) / empty.index_add(0, bins, mass)
 
 
 def correlation_time(measured: Persistence, among: Tensor | slice | None = None) -> float | None:

@@ -110,6 +110,7 @@ def test_matching_takes_the_references_weights() -> None:
     ours = made([0.03, 0.04, 0.1, 0.9], [0.1, 0.1, 0.2, 0.6], [0.1, 0.3, 0.6, 0.95])
     matched = density_matched(ours, reference, 8)
     assert matched.value == pytest.approx(0.75 * 0.2 + 0.25 * 0.6)
+    assert matched.reference == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
     assert matched.covered == pytest.approx(1.0)
     assert matched.by_bin[[6, 7, 9]].tolist() == pytest.approx([0.2, 0.6, 0.95])
     assert matched.by_bin.isnan().sum() == 7
@@ -121,6 +122,7 @@ def test_matching_tells_what_it_does_not_cover() -> None:
     reference = made([0.03, 0.5], [0.4, 0.6], [0.1, 0.3])
     matched = density_matched(made([0.03, 0.1], [0.5, 0.5], [0.2, 0.9]), reference, 8)
     assert matched.value == pytest.approx(0.2)
+    assert matched.reference == pytest.approx(0.1)  # not .22, its mean over all bins
     assert matched.covered == pytest.approx(0.4)
 
 

@@ -205,9 +205,10 @@ def test_calibrated_l0_is_the_k_asked_for(variant: str) -> None:
 def test_one_batch_is_learned_by_heart(variant: str) -> None:
     d, n_steps = 64, 600
     last, free = (0.0, 0.0, 1.0), "free"  # noise has neither levels nor parts
-    timeless = {"lambda_scale": 0.0, "lambda_sep": 0.0}  # nor time scales
+    timeless = {"lambda_scale": 0.0, "lambda_sep": 0.0, "lambda_c": 0.0}  # nor time scales, nor topics
     apart = {"l2": 0.0, "kl": 0.0}  # nor a tree
-    options = {"nesting": last, "decoder": free, **timeless, **apart}
+    even = {"high_weight": 0.0, "high_share": 0.5, "k_high": 16}  # nor a group that should do without the other
+    options = {"nesting": last, "decoder": free, **timeless, **apart, **even}
     sae = new_sae(variant, d=d, n_latents=4 * d, k=32, l1=1e-4, l0=1e-4, **options)
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(32, d, generator=generator)
