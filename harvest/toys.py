@@ -66,7 +66,7 @@ class Stretch:
 
 def unit(rows: np.ndarray) -> np.ndarray:
     """Rows at unit norm, float32."""
-    return (rows / np.linalg.norm(rows, axis=-1, keepdims=True)).astype(np.float32)
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True), np.float32)
 
 
 def hierarchy(generator: Generator, composed: bool, shared_share: float) -> Toy:
@@ -114,7 +114,7 @@ def temporal(generator: Generator) -> Toy:
         return active
 
     group = np.repeat(np.arange(2, dtype=np.int32), [n_slow, n_fast])
-    runs = np.repeat(np.float32([1 / (1 - stay), 0]), [n_slow, n_fast])
+    runs = np.repeat(np.array([1 / (1 - stay), 0], np.float32), [n_slow, n_fast])
     relations = np.stack([sources, targets, np.full(n_relations, lag)], axis=1).astype(np.int32)
     directions = unit(generator.normal(size=(n_slow + n_fast, D_MODEL)))
     truth = Truth(directions, ("slow", "fast"), group, runs, NO_PAIRS, relations)
@@ -125,7 +125,7 @@ def temporal(generator: Generator) -> Toy:
 def multiscale(generator: Generator) -> Toy:
     """Toy-M: features in the order of their runs, from short to long."""
     lengths, n_each, share = (1, 3, 9, 27), 12, 1 / 16
-    runs = np.repeat(np.float32(lengths), n_each)
+    runs = np.repeat(np.array(lengths, np.float32), n_each)
 
     def activity(generator: Generator, n: int) -> np.ndarray:
         return markov(generator, n, 1 - 1 / runs, share)

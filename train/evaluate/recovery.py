@@ -44,7 +44,7 @@ def cosines(W_dec: Tensor, directions: np.ndarray) -> np.ndarray:
     rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     true = directions.astype(np.float64)
     true = true / np.linalg.norm(true, axis=1, keepdims=True)
-    return np.abs(true @ rows.T)
+    return np.asarray(np.abs(true @ rows.T))
 
 
 def mmcs(cosine: np.ndarray) -> float:
