@@ -43,9 +43,7 @@ class LearnerConfig(Settings):
         None, gt=0, description="Peak learning rate; default: 1e-2 · √(500/steps · 1536/d_sae), in [1e-4, 1e-2]."
     )
     seed: int | None = Field(None, description="Seed of the initial weights; default: the run's.")
-    beta1: float | None = Field(
-        None, ge=0, lt=1, description="Adam's first average; default: the variant's, .9, or 0 for gated and jumprelu."
-    )
+    beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first average; the papers of gated and jumprelu take 0.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second average.")
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
     grad_clip: float = Field(1.0, gt=0, description="Largest global gradient norm.")

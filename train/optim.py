@@ -16,9 +16,8 @@ def make_optimizer(sae: SAE, config: LearnerConfig) -> torch.optim.Adam:
     own = [parameter for name, parameter in sae.named_parameters() if name in sae.own_rate]
     common = [parameter for name, parameter in sae.named_parameters() if name not in sae.own_rate]
     fused = common[0].device.type in ("cpu", "cuda")
-    beta1 = sae.beta1 if config.beta1 is None else config.beta1
     groups = [{"params": group} for group in (common, own) if group]
-    return torch.optim.Adam(groups, lr=0.0, betas=(beta1, config.beta2), eps=config.adam_eps, fused=fused)
+    return torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=fused)
 
 
 @torch.no_grad()

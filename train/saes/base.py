@@ -83,7 +83,6 @@ class SAE(nn.Module, ABC):
         scale: input scale s, a scalar buffer; 1 once folded.
         window: tokens of a training window.
         unit_rows: matrices whose rows training keeps at unit norm.
-        beta1: Adam's first average, unless the learner says.
         lr_scale: factor on the default learning rate; one that is given stays as it is.
         own_rate: parameters with a learning rate of their own; see `rates`.
         foldable: whether the input scale can move into the weights; if not, it is kept and applied.
@@ -94,7 +93,6 @@ class SAE(nn.Module, ABC):
     variant: ClassVar[str]
     Config: ClassVar[type[SAEConfig]]
     unit_rows: tuple[str, ...] = ("W_dec",)  # a variant may decide it by its settings
-    beta1: ClassVar[float] = 0.9
     lr_scale: ClassVar[float] = 1.0
     own_rate: ClassVar[tuple[str, ...]] = ()
     foldable: ClassVar[bool] = True

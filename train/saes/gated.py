@@ -7,7 +7,7 @@
 The gate's bias is `b_enc`. The step 1[u > 0] has no gradient: the gate learns from the penalty and from the last
 term, a reconstruction by the gate through a frozen decoder; magnitudes are not shrunk, as the penalty does not see
 them. W_enc starts at W_decᵀ times 2d/d_sae where that is below 1, since half of all latents are active then. Rows of
-W_dec have unit norm, r, b_enc and b_mag start at 0, and Adam's first average is off (β1 = 0), all as in the paper. L0
+W_dec have unit norm, r, b_enc and b_mag start at 0, all as in the paper, except Adam's β1: .9, not 0. L0
 is that of f. With `target_l0` a controller moves λ, and at the end b_enc is shifted by one number so that L0 is the
 target on training tokens (`sparsity`).
 
@@ -45,7 +45,6 @@ class Gated(SAE):
 
     variant = "gated"
     Config = GatedConfig
-    beta1 = 0.0
     config: GatedConfig
 
     def __init__(self, config: GatedConfig, d_in: int, seed: int = 0) -> None:

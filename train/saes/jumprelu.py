@@ -13,7 +13,7 @@ Only pairs of token and latent inside the kernel move θ: `kernel_share` is thei
 
 θ is a parameter, clamped above 0 after each step. b_dec is not subtracted from x (Gemma Scope); b_enc starts at
 −b_dec W_enc, so that the start is that of the other variants; W_enc at W_decᵀ times 2d/d_sae where that is below 1.
-Adam's first average is off (β1 = 0). With `target_l0` a controller moves λ (l0, tanh), and at the end all θ are
+Adam's β1 is .9, not 0 (measured: docs/log.md). With `target_l0` a controller moves λ (l0, tanh), and at the end all θ are
 multiplied by one number so that L0 is the target on training tokens (`sparsity`).
 
 What public implementations do: SAELens trains log θ (start and ε 1e-3, later 0.01 and 0.05); dictionary_learning θ
@@ -125,7 +125,6 @@ class JumpReLU(SAE):
 
     variant = "jumprelu"
     Config = JumpReLUConfig
-    beta1 = 0.0
     lr_scale = 0.4  # 1 leaves a tenth of the latents dead and explains less (docs/log.md)
     config: JumpReLUConfig
 

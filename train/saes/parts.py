@@ -97,7 +97,7 @@ def aux_k_loss(
 @torch.no_grad()
 def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Float[Tensor, "B T L"], n_valid: int) -> None:
     """Add `n_valid` tokens to the silence of every latent, and reset those that fired."""
-    fired = (latents > 0).flatten(0, -2).any(0)
+    fired = latents.flatten(0, -2).amax(0) > 0  # latents are never below 0; half the time of any() over a comparison
     tokens_silent += n_valid
     tokens_silent.masked_fill_(fired, 0)
 

@@ -24,7 +24,7 @@ def new_sae(variant: str, **options: object) -> SAE:
     """A small one; penalties aim at the same L0, sequence variants take windows of 16."""
     cls = REGISTRY[variant]
     fields = cls.Config.model_fields
-    size = {"d_sae": N_LATENTS, "k": K, "target_l0": float(K)}
+    size = {"d_sae": N_LATENTS, "k": K, "target_l0": float(K), "buffer": 512, "keys": 128, "anchors": 64}
     if fields["window"].default > 1:
         size["window"] = T
     chosen = {key: value for key, value in (size | options).items() if key in fields}
@@ -49,7 +49,7 @@ def sentences(step: int, n: int, length: int = T) -> Batch:
     return Batch.of(x / 1.8, doc=doc.int(), pos=torch.where(place >= half, place - half, place))
 
 
-def batch_for(sae: SAE, step: int, tokens: int = 512) -> Batch:
+def batch_for(sae: SAE, step: int, tokens: int = 256) -> Batch:
     """The same tokens for every variant, cut into its windows."""
     whole = sentences(step, tokens // T)
     if sae.window > 1:
@@ -64,19 +64,19 @@ def learner_of(sae: SAE, n_steps: int, precision: torch.dtype = torch.float32) -
     return Learner(config, sae, n_steps, torch.device("cpu"), precision)
 
 
-def step_once(learner: Learner, step: int, tokens: int = 512) -> None:
+def step_once(learner: Learner, step: int, tokens: int = 256) -> None:
     if learner.at_landmark():
         learner.revise(lambda: [batch_for(learner.sae, number, tokens) for number in range(4)], tokens)
     learner.train_step(batch_for(learner.sae, step, tokens), tokens)
 
 
-def trained(variant: str, n_steps: int, precision: torch.dtype = torch.float32, tokens: int = 512) -> SAE:
+def trained(variant: str, n_steps: int, precision: torch.dtype = torch.float32) -> SAE:
     """Trained to its end and calibrated."""
     sae = new_sae(variant)
     learner = learner_of(sae, n_steps, precision)
     for step in range(n_steps):
-        step_once(learner, step, tokens)
-    sae.calibrate(lambda: [batch_for(sae, step) for step in range(40)])
+        step_once(learner, step)
+    sae.calibrate(lambda: [batch_for(sae, step) for step in range(80)])
     return sae.eval().requires_grad_(False)
 
 
@@ -144,7 +144,7 @@ def test_decoding_stored_codes_is_the_reconstruction(variant: str, finished: dic
 @every_trained_variant
 def test_l0_is_as_asked_after_500_steps(variant: str, finished: dict[str, SAE]) -> None:
     sae = finished[variant]
-    new = [batch_for(sae, 2000 + step) for step in range(20)]  # 10,000 tokens it has not seen
+    new = [batch_for(sae, 2000 + step) for step in range(40)]  # 10,240 tokens it has not seen
     l0 = sum(float((sae.encode(batch) > 0).sum()) for batch in new) / sum(batch.n_valid for batch in new)
     assert l0 == pytest.approx(K, rel=0.05)
 
@@ -152,13 +152,13 @@ def test_l0_is_as_asked_after_500_steps(variant: str, finished: dict[str, SAE]) 
 @every_trained_variant
 def test_500_steps_explain_most_of_the_variance(variant: str, finished: dict[str, SAE]) -> None:
     sae = finished[variant]
-    # the true L0 is about 8; plain variants reach .9, a collapsed one stays near 0
-    assert explained(sae, batch_for(sae, 3000, 4096)) > 0.7
+    # the true L0 is about 8; plain variants reach .9, an L1 penalty shrinks to .65, a collapsed one stays near 0
+    assert explained(sae, batch_for(sae, 3000, 4096)) > 0.6
 
 
 @every_trained_variant
 def test_bfloat16_products_train_as_well_as_float32(variant: str) -> None:
-    saes = [trained(variant, 150, precision) for precision in (torch.float32, torch.bfloat16)]
+    saes = [trained(variant, 100, precision) for precision in (torch.float32, torch.bfloat16)]
     exact, rough = (explained(sae, batch_for(sae, 3000, 4096)) for sae in saes)
     # bfloat16 has 8 bits: products are off by up to .4 %, which reorders near-equal latents but loses little
     assert rough == pytest.approx(exact, abs=0.03)
@@ -182,7 +182,7 @@ def test_with_its_extras_off_it_is_flat_batchtopk(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", list(REGISTRY))
 def test_a_learner_restored_at_any_of_its_landmarks_goes_on_to_the_bit(variant: str, tmp_path: Path) -> None:
-    n_steps, tokens = 40, 256
+    n_steps = 40
     straight = learner_of(new_sae(variant), n_steps)
     landmarks = straight.sae.landmarks(n_steps)
     stops = {13, 27, *landmarks, *(step + 1 for step in landmarks)}
@@ -192,8 +192,8 @@ def test_a_learner_restored_at_any_of_its_landmarks_goes_on_to_the_bit(variant: 
             saved = read_checkpoint(save_checkpoint(tmp_path, step, stopped.tensors(), stopped.facts(), {}))
             stopped = learner_of(new_sae(variant), n_steps)
             stopped.restore(saved.tensors, saved.facts)
-        step_once(straight, step, tokens)
-        step_once(stopped, step, tokens)
+        step_once(straight, step)
+        step_once(stopped, step)
     ours, theirs = straight.tensors(), stopped.tensors()
     for group, tensors in ours.items():
         assert tensors.keys() == theirs[group].keys()
@@ -207,7 +207,7 @@ def test_invalid_tokens_are_not_counted_as_active(variant: str) -> None:
     learner = learner_of(sae, 10)
     batch = batch_for(sae, 0)
     valid = torch.rand(batch.valid.shape, generator=torch.Generator().manual_seed(0)) < 0.7
-    learner.train_step(Batch.of(batch.x, doc=batch.doc, pos=batch.pos, valid=valid), 512)
+    learner.train_step(Batch.of(batch.x, doc=batch.doc, pos=batch.pos, valid=valid), 256)
     sums: dict[str, Tensor] = learner.sums.values
     assert int(sums["tokens"]) == int(valid.sum())
     if "k" in type(sae).Config.model_fields and sae.trained:

@@ -203,7 +203,7 @@ def test_calibrated_l0_is_the_k_asked_for(variant: str) -> None:
 
 @every_trained_variant
 def test_one_batch_is_learned_by_heart(variant: str) -> None:
-    d, n_steps = 64, 600
+    d, n_steps = 64, 900
     last, free = (0.0, 0.0, 1.0), "free"  # noise has neither levels nor parts
     timeless = {"lambda_scale": 0.0, "lambda_sep": 0.0, "lambda_c": 0.0}  # nor time scales, nor topics
     apart = {"l2": 0.0, "kl": 0.0}  # nor a tree
@@ -227,7 +227,7 @@ def test_one_batch_is_learned_by_heart(variant: str) -> None:
         sae.calibrate(lambda: [batch_of(x)])
         error = (x - sae(batch_of(x))).square().sum()
         spread = (x - x.mean((0, 1))).square().sum()
-    assert 1 - float(error / spread) > 0.985  # batchtopk .9916; with a budget per level tree .989
+    assert 1 - float(error / spread) > 0.99
 
 
 @every_trained_variant
