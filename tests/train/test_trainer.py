@@ -24,7 +24,7 @@ from train.config import FitConfig
 from train.data.batch import Batch
 from train.learner import Learner
 from train.optim import normalise_rows_
-from train.saes import REGISTRY, load_sae
+from train.saes import REGISTRY, load_sae, make_sae
 from train.saes.base import Output
 from train.schedule import Clock, default_lr
 from train.trainer import Outcome, fit
@@ -171,6 +171,28 @@ def test_an_interrupted_run_says_of_each_learner_where_it_stands(shared_store: P
     outcome = run(shared_store, tmp_path / "r", *learners, at_once=1)
     assert {result["state"] for result in outcome.learners.values()} == {"finished"}
     run(shared_store, tmp_path / "straight", *learners)
+    assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
+
+
+def test_a_run_stopped_around_its_landmarks_ends_with_the_same_bits(shared_store: Path, tmp_path: Path) -> None:
+    changing = [name for name in REGISTRY if make_sae(name, {}, 16, 0, "test").landmarks(40)]
+    assert changing
+    learners = [learner(name, d_sae=64) for name in changing]
+    run(shared_store, tmp_path / "straight", *learners)
+    taken = Learner.train_step
+    for stop_at in (1, 4, 5, 21):
+        stop = Stop()
+
+        def step_and_stop(self: Learner, batch: Batch, batch_tokens: int, at: int = stop_at, stop: Stop = stop) -> None:
+            taken(self, batch, batch_tokens)
+            if self.step == at:
+                stop.signal_name = "SIGTERM"
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "train_step", step_and_stop)
+            with pytest.raises(Interrupted):
+                fit(config(shared_store, tmp_path / "r", *learners), stop)
+    run(shared_store, tmp_path / "r", *learners)
     assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
 
 

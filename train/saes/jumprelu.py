@@ -13,8 +13,8 @@ Only pairs of token and latent inside the kernel move θ: `kernel_share` is thei
 
 θ is a parameter, clamped above 0 after each step. b_dec is not subtracted from x (Gemma Scope); b_enc starts at
 −b_dec W_enc, so that the start is that of the other variants; W_enc at W_decᵀ times 2d/d_sae where that is below 1.
-Adam's β1 is .9, not 0 (measured: docs/log.md). With `target_l0` a controller moves λ (l0, tanh), and at the end all θ are
-multiplied by one number so that L0 is the target on training tokens (`sparsity`).
+Adam's β1 is .9, not 0 (measured: docs/log.md). With `target_l0` a controller moves λ (l0, tanh), and at the end all θ
+are multiplied by one number so that L0 is the target on training tokens (`sparsity`).
 
 What public implementations do: SAELens trains log θ (start and ε 1e-3, later 0.01 and 0.05); dictionary_learning θ
 itself, unclamped, with the penalty `target` (λ = 1) and ε = 1e-3, its L0 counted from f. The paper trains log θ;

@@ -44,8 +44,8 @@ class MultiScaleConfig(KeptConfig):
         "dilated",
         description="Each group its dilation; or each latent a learned mixture of all; or none: a flat encoder.",
     )
-    sparsity: Literal["global", "equal", "l1"] = Field(
-        "global", description="One BatchTopK over all groups; k / groups for each; or an L1 penalty led to L0 = k."
+    sparsity: Literal["joint", "budgets", "l1"] = Field(
+        "joint", description="One BatchTopK over all groups; k / groups for each; or an L1 penalty led to L0 = k."
     )
     l1: float = Field(0.03, ge=0, description="λ at the start, for sparsity = l1.")
     lambda_scale: float = Field(0.3, ge=0, description="Weight λ_s of the scale targets, which give ω its use; 0: off.")
@@ -76,7 +76,7 @@ class MultiScale(SAE):
     variant = "multiscale"
     Config = MultiScaleConfig
     config: MultiScaleConfig
-    plain = {"convolution": "none", "sparsity": "global", "lambda_scale": 0.0, "lambda_sep": 0.0}
+    plain = {"convolution": "none", "sparsity": "joint", "lambda_scale": 0.0, "lambda_sep": 0.0}
 
     def __init__(self, config: MultiScaleConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
@@ -88,7 +88,7 @@ class MultiScale(SAE):
         if config.convolution == "mixture":
             self.mixture = nn.Parameter(torch.zeros(n, config.d_sae))
         mode: Literal["l1", "budgets"] = "l1" if config.sparsity == "l1" else "budgets"
-        self.budgets = self.sizes if config.sparsity == "equal" else [config.d_sae]
+        self.budgets = self.sizes if config.sparsity == "budgets" else [config.d_sae]
         shares = [1 / len(self.budgets)] * len(self.budgets)
         self.sparsity = Sparsity(
             self.budgets, config.k, d_in, mode, shares=shares, k_anneal=config.k_anneal, l1=config.l1

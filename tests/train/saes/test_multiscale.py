@@ -230,7 +230,7 @@ def test_sampled_rows_depend_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPa
 
 
 def test_equal_budgets_keep_the_same_number_in_every_group() -> None:
-    sae, batch = new(sparsity="equal"), packed()
+    sae, batch = new(sparsity="budgets"), packed()
     active = sae.training_pass(batch, CLOCK).latents > 0
     assert [int(part.sum()) for part in active.split(sae.sizes, dim=-1)] == [33, 33, 33, 33]  # 33 valid tokens, k = 4
     assert not active[~batch.valid].any()
@@ -239,13 +239,13 @@ def test_equal_budgets_keep_the_same_number_in_every_group() -> None:
 
 
 def test_equal_budgets_hold_in_every_group_after_calibration() -> None:
-    sae, batch = new(sparsity="equal"), packed()
+    sae, batch = new(sparsity="budgets"), packed()
     sae.calibrate(lambda: [batch])
     active = (sae.codes(batch) > 0)[batch.valid]
     assert [int(part.sum()) for part in active.split(sae.sizes, dim=-1)] == [33, 33, 33, 33]
 
 
-@pytest.mark.parametrize("sparsity", ["global", "equal"])
+@pytest.mark.parametrize("sparsity", ["joint", "budgets"])
 @pytest.mark.parametrize("convolution", ["dilated", "mixture", "none"])
 def test_folding_keeps_codes_and_reconstruction(sparsity: str, convolution: str) -> None:
     sae, batch = new(sparsity=sparsity, convolution=convolution), packed()
@@ -279,7 +279,7 @@ def test_with_everything_off_it_trains_as_flat_batchtopk() -> None:
 
 
 def test_training_with_every_term_is_the_same_twice() -> None:
-    options = {"lambda_decorrelation": 0.1, "sparsity": "equal"}
+    options = {"lambda_decorrelation": 0.1, "sparsity": "budgets"}
     one, other = (learner_of(new(**options)) for _ in range(2))
     for step in range(9):
         for learner in (one, other):
