@@ -38,9 +38,7 @@ DOCS = ROOT / "docs"
 PAGES = {"harvest": (DOCS / "harvest.md").read_text(), "train": (DOCS / "train.md").read_text()}
 GROUPS: dict[str, click.Group] = {"harvest": harvest.cli.cli, "train": train.cli.cli}
 COMMANDS = [(tool, name) for tool, group in GROUPS.items() for name in group.commands]
-TOML_TEXTS = [file.read_text() for file in sorted((DOCS / "examples").glob("*.toml"))] + re.findall(
-    r"```toml\n(.*?)```", PAGES["train"], re.S
-)
+TOML_TEXTS = re.findall(r"```toml\n(.*?)```", PAGES["train"], re.S)  # docs/examples: tests/test_examples.py
 PYTHON = re.findall(r"```python\n(.*?)```", (DOCS / "python.md").read_text(), re.S)
 
 

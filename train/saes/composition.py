@@ -125,6 +125,13 @@ def random_hierarchy(n_lower: int, n_upper: int, n_parts: int, generator: torch.
     return Hierarchy(candidates, torch.full(candidates.shape, 1 / candidates.shape[1]))
 
 
+def any_hierarchy(n_lower: int, n_upper: int, n_candidates: int) -> Hierarchy:
+    """Candidates side by side, all of one weight: what stands there until the low level has been clustered."""
+    width = min(n_candidates, n_lower)
+    candidates = (torch.arange(n_upper)[:, None] + torch.arange(width)) % n_lower
+    return Hierarchy(candidates, torch.full(candidates.shape, 1 / width))
+
+
 def reassigned(
     affinities: Float[Tensor, "W U"],
     candidates: Int[Tensor, "U P"],

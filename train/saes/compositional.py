@@ -130,9 +130,9 @@ class Compositional(SAE):
         self.coupling = nn.Parameter(coupling, requires_grad=config.encoder != "no_comp")
         learned = config.hierarchy in ("learned", "reassign")
         rows, generator = self.W_dec.detach(), torch.Generator().manual_seed(seed + 1)
-        similar = composition.affinity(rows[self.places[LOW]], rows[self.places[LOW]], None)
-        found_parts = self._hierarchies(similar, torch.ones(len(similar)), generator)
-        for name, found in zip(("mid", "high"), found_parts, strict=True):
+        for name, found in zip(
+            ("mid", "high"), self._first_hierarchies(rows[self.places[LOW]], generator), strict=True
+        ):
             self.register_parameter(f"logits_{name}", nn.Parameter(found.logits(), requires_grad=learned))
             self.register_buffer(f"candidates_{name}", found.candidates)
         if config.decoder == "free":
@@ -146,6 +146,15 @@ class Compositional(SAE):
         with torch.no_grad():
             self.register_buffer("W_dec", self.rows())
             self.W_enc.copy_(self.W_dec.T)
+
+    def _first_hierarchies(self, rows: Tensor, generator: torch.Generator) -> tuple[Hierarchy, Hierarchy]:
+        """Parts to begin with: those for good, or, where clustering comes later, any."""
+        if self.config.pretrain and self.config.hierarchy != "fixed_random":
+            low, mid, high = self.sizes
+            width = self.config.candidates
+            return composition.any_hierarchy(low, mid, width), composition.any_hierarchy(mid, high, width)
+        similar = composition.affinity(rows, rows, None)
+        return self._hierarchies(similar, torch.ones(len(rows)), generator)
 
     def _hierarchies(self, affinity: Tensor, mass: Tensor, generator: torch.Generator) -> tuple[Hierarchy, Hierarchy]:
         """Parts of the mid and of the high level, by clustering the low one; or at random."""
