@@ -15,8 +15,8 @@ demo: $(READY)
 	$(BIN)/train eval runs/demo
 	@cat docs/next-steps.txt
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(READY)  # a process per core, each on one thread; whole files, so that module fixtures are made once
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
