@@ -1,0 +1,221 @@
+"""Structure that is known to be there: variants A to E trained on toy stores, each beside a control that must fail.
+
+Bars are what was measured, less a margin (docs/log.md, "toys: what A to E recover"); seeds, stores and order are fixed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.config import build
+from common.stopping import Stop
+from common.truth import Truth, read_truth
+from harvest.config import ToyConfig
+from harvest.synthesise import synthesise
+from train.config import FitConfig
+from train.evaluate.recovery import Matching, cosines, edge_f1, edges_of, match
+from train.saes import load_sae
+from train.saes.base import SAE
+from train.saes.compositional import Compositional
+from train.saes.multiscale import MultiScale
+from train.saes.tree import Tree
+from train.trainer import fit
+
+pytestmark = pytest.mark.slow
+Edges = set[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A learner that came to its end; `ev` is on held-out documents."""
+
+    sae: SAE
+    ev: float
+
+
+def trained(
+    folder: Path, toy: str, n_steps: int, lr: float, learners: Mapping[str, tuple[str, dict[str, Any]]]
+) -> tuple[Truth, dict[str, Trained]]:
+    """Learners (name to variant and options) on 500k tokens of a toy, all on the same order of batches of 1,024."""
+    store, out = folder / f"{toy}.zarr", folder / f"runs-{toy}"
+    synthesise(ToyConfig(name=toy, tokens=500_000, out=store), Stop())
+    values = {
+        "cache": store, "out": out, "steps": n_steps, "passes": 4, "batch_size": 1024, "device": "cpu",
+        "final_eval_tokens": 20_000, "checkpoint_every": n_steps, "at_once": len(learners),
+        "learner": [
+            {"name": name, "variant": variant, "options": options, "lr": lr}
+            for name, (variant, options) in learners.items()
+        ],
+    }  # fmt: skip
+    fit(build(FitConfig, values, "test"), Stop())
+    result = {}
+    for name in learners:
+        figures = json.loads((out / name / "result.json").read_text())
+        result[name] = Trained(load_sae(out / name / "sae"), figures["explained_variance"])
+    return read_truth(store), result
+
+
+def level_matching(sae: SAE, truth: Truth, levels: Mapping[str, slice]) -> Matching:
+    """Features of a level paired with latents of that level alone."""
+    cosine = cosines(sae.W_dec, truth.directions)
+    latent, found = np.full(len(cosine), -1), np.zeros(len(cosine))
+    for name, place in levels.items():
+        members = truth.members(name)
+        pairs = match(cosine[members, place])
+        latent[members] = np.where(pairs.latent >= 0, pairs.latent + place.start, -1)
+        found[members] = pairs.cosine
+    return Matching(latent, found)
+
+
+def edges_from(truth: Truth, level: str) -> np.ndarray:
+    """True edges whose parent is of a level."""
+    return truth.edges[np.isin(truth.edges[:, 0], truth.members(level))]
+
+
+# ---- A: compositional ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def composed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Truth, dict[str, Trained]]:
+    options = {"d_sae": 182, "k": 7, "agreement": 0.02}
+    learners = {
+        "learned": ("compositional", options),
+        "random": ("compositional", options | {"hierarchy": "fixed_random"}),
+        "flat_loss": ("compositional", options | {"nesting": (0.0, 0.0, 1.0)}),
+    }
+    return trained(tmp_path_factory.mktemp("toy-h"), "toy-h", 800, 1e-2, learners)
+
+
+def composition_figures(sae: SAE, truth: Truth) -> dict[str, float]:
+    assert isinstance(sae, Compositional)
+    low, mid, high = sae.places
+    matching = level_matching(sae, truth, {"high": high, "mid": mid, "low": low})
+    upper = np.concatenate([truth.members("high"), truth.members("mid")])
+    parts_of_high = sae.compositions()[1]
+    edges = edges_of(parts_of_high.T, high.start, mid.start)
+    return {
+        "upper": float(matching.matched()[upper].mean()),
+        "edges": edge_f1(edges, edges_from(truth, "high"), matching)["f1"],
+    }
+
+
+def test_compositional_finds_upper_features_in_their_level_and_what_they_are_made_of(
+    composed: tuple[Truth, dict[str, Trained]],
+) -> None:
+    truth, runs = composed
+    figures = {name: composition_figures(run.sae, truth) for name, run in runs.items()}
+    print(figures)
+    assert figures["learned"]["upper"] >= 0.8
+    assert figures["learned"]["edges"] >= 0.5
+    assert figures["random"]["edges"] <= 0.2
+    for control in ("random", "flat_loss"):
+        assert figures[control]["upper"] <= figures["learned"]["upper"] - 0.2
+        assert figures[control]["edges"] <= figures["learned"]["edges"] - 0.2
+
+
+# ---- B: tree ---------------------------------------------------------------------------------------------------
+
+
+def tree_figures(folder: Path, toy: str) -> tuple[float, float]:
+    """F1 of the edges top–mid and mid–leaf."""
+    options = {
+        "d_sae": 168, "k": 7, "shape": "fanout", "orientation": "top_down", "gate": "hard", "no_dec_skip": True,
+        "level_weights": (1.2, 0.8, 0.5), "k_anneal": 0.5,
+    }  # fmt: skip
+    truth, runs = trained(folder, toy, 600, 1e-2, {"tree": ("tree", options)})
+    sae = runs["tree"].sae
+    assert isinstance(sae, Tree)
+    top, mid, leaf = sae.forest.spans
+    matching = level_matching(sae, truth, {"high": top, "mid": mid, "low": leaf})
+    edges = [(parent, child) for child, parent in enumerate(sae.parent.tolist()) if parent >= 0]
+    upper = [edge for edge in edges if edge[0] < top.stop]
+    lower = [edge for edge in edges if edge[0] >= top.stop]
+    # most leaves end between .5 and .8 of a true low feature: .8 would count only a third of them
+    return (
+        edge_f1(upper, edges_from(truth, "high"), matching, above=0.5)["f1"],
+        edge_f1(lower, edges_from(truth, "mid"), matching, above=0.5)["f1"],
+    )
+
+
+def test_tree_finds_the_edges_of_composed_features_and_none_of_independent_ones(tmp_path: Path) -> None:
+    top, leaf = tree_figures(tmp_path, "toy-h-tree")
+    no_top, no_leaf = tree_figures(tmp_path, "toy-h-independent")
+    print(top, leaf, no_top, no_leaf)
+    assert top >= 0.6
+    assert leaf >= 0.5
+    assert no_top <= 0.25
+    assert no_leaf <= 0.25
+
+
+# ---- C: relational and predictor -------------------------------------------------------------------------------
+
+
+def test_the_past_explains_what_too_few_latents_cannot(tmp_path: Path) -> None:
+    options = {"d_sae": 128, "k": 3, "window": 128}  # the true L0 is 4.3
+    learners = {
+        "flat": ("batchtopk", options),
+        "relational": ("relational", options),
+        "lags": ("relational", options | {"memory": "lags"}),
+        "predictor": ("predictor", options),
+    }
+    runs = trained(tmp_path, "toy-t", 400, 5e-3, learners)[1]
+    print({name: run.ev for name, run in runs.items()})
+    flat = runs["flat"].ev
+    assert runs["relational"].ev >= flat - 0.005
+    assert runs["predictor"].ev >= flat + 0.01
+    assert runs["lags"].ev >= flat + 0.01
+
+
+# ---- D: contrastive --------------------------------------------------------------------------------------------
+
+
+def test_contrastive_gathers_slow_features_in_the_high_group(tmp_path: Path) -> None:
+    high = 25
+    # slow features are active in a tenth of the tokens, where the default density limit would hide them by turns
+    options = {
+        "d_sae": 128, "k": 6, "high_share": (high + 0.5) / 128, "buffer": 4096, "lambda_c": 0.3, "density_limit": 0.2
+    }  # fmt: skip
+    learners = {
+        "slow": ("contrastive", options),
+        "shuffled": ("contrastive", options | {"positives": "shuffled"}),
+        "off": ("contrastive", options | {"lambda_c": 0.0}),
+    }
+    truth, runs = trained(tmp_path, "toy-t", 600, 5e-3, learners)
+    shares = {}
+    for name, run in runs.items():
+        matching = match(cosines(run.sae.W_dec, truth.directions))
+        placed = matching.matched(0.9) & (matching.latent < high)
+        shares[name] = float(placed[truth.members("slow")].mean())
+    print(shares)
+    assert shares["slow"] >= 0.7
+    assert shares["shuffled"] <= shares["slow"] - 0.2
+    assert shares["off"] <= shares["slow"] - 0.2
+
+
+# ---- E: multiscale ---------------------------------------------------------------------------------------------
+
+
+def test_multiscale_puts_features_into_the_group_of_their_run_length(tmp_path: Path) -> None:
+    # k falls from d/4 over half of the run: at k = 3 from the start features stay where they first were
+    options = {"d_sae": 128, "k": 3, "sparsity": "budgets", "k_anneal": 0.5}
+    learners = {f"{weight:g}": ("multiscale", options | {"lambda_scale": weight}) for weight in (0.0, 1.0, 4.0)}
+    truth, runs = trained(tmp_path, "toy-m", 600, 1e-2, learners)
+    share, astray = {}, {}
+    for name, run in runs.items():
+        assert isinstance(run.sae, MultiScale)
+        matching = match(cosines(run.sae.W_dec, truth.directions))
+        group = np.repeat(np.arange(4), run.sae.sizes)[matching.latent]
+        share[name] = float((matching.matched() & (group == truth.group)).mean())
+        astray[name] = int((group[truth.group == 3] == 0).sum())
+    print(share, astray)
+    assert share["1"] >= 0.45
+    assert share["4"] >= 0.5
+    assert astray["1"] == astray["4"] == 0
+    assert share["0"] <= 0.3  # chance is .25
