@@ -1,6 +1,6 @@
 """Structure that is known to be there: variants A to E trained on toy stores, each beside a control that must fail.
 
-Bars are what was measured, less a margin (docs/log.md, "toys: what A to E recover"); seeds, stores and order are fixed.
+Bars are what was measured, less a margin (docs/log.md, "toys"); seeds, stores and order are fixed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ from train.saes.tree import Tree
 from train.trainer import fit
 
 pytestmark = pytest.mark.slow
-Edges = set[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def trained(
     result = {}
     for name in learners:
         figures = json.loads((out / name / "result.json").read_text())
-        result[name] = Trained(load_sae(out / name / "sae"), figures["explained_variance"])
+        result[name] = Trained(load_sae(out / name / "sae"), figures["metrics"]["explained_variance"])
     return read_truth(store), result
 
 
@@ -111,7 +110,6 @@ def test_compositional_finds_upper_features_in_their_level_and_what_they_are_mad
 ) -> None:
     truth, runs = composed
     figures = {name: composition_figures(run.sae, truth) for name, run in runs.items()}
-    print(figures)
     assert figures["learned"]["upper"] >= 0.8
     assert figures["learned"]["edges"] >= 0.5
     assert figures["random"]["edges"] <= 0.2
@@ -123,18 +121,11 @@ def test_compositional_finds_upper_features_in_their_level_and_what_they_are_mad
 # ---- B: tree ---------------------------------------------------------------------------------------------------
 
 
-def tree_figures(folder: Path, toy: str) -> tuple[float, float]:
-    """F1 of the edges top–mid and mid–leaf."""
-    options = {
-        "d_sae": 168, "k": 7, "shape": "fanout", "orientation": "top_down", "gate": "hard", "no_dec_skip": True,
-        "level_weights": (1.2, 0.8, 0.5), "k_anneal": 0.5,
-    }  # fmt: skip
-    truth, runs = trained(folder, toy, 600, 1e-2, {"tree": ("tree", options)})
-    sae = runs["tree"].sae
-    assert isinstance(sae, Tree)
+def tree_f1(sae: Tree, truth: Truth, children: np.ndarray) -> tuple[float, float]:
+    """F1 of the edges top–mid and mid–leaf, `children` standing where each latent stood."""
     top, mid, leaf = sae.forest.spans
     matching = level_matching(sae, truth, {"high": top, "mid": mid, "low": leaf})
-    edges = [(parent, child) for child, parent in enumerate(sae.parent.tolist()) if parent >= 0]
+    edges = [(parent, int(children[child])) for child, parent in enumerate(sae.parent.tolist()) if parent >= 0]
     upper = [edge for edge in edges if edge[0] < top.stop]
     lower = [edge for edge in edges if edge[0] >= top.stop]
     # most leaves end between .5 and .8 of a true low feature: .8 would count only a third of them
@@ -144,10 +135,19 @@ def tree_figures(folder: Path, toy: str) -> tuple[float, float]:
     )
 
 
-def test_tree_finds_the_edges_of_composed_features_and_none_of_independent_ones(tmp_path: Path) -> None:
-    top, leaf = tree_figures(tmp_path, "toy-h-tree")
-    no_top, no_leaf = tree_figures(tmp_path, "toy-h-independent")
-    print(top, leaf, no_top, no_leaf)
+def test_tree_finds_the_edges_and_with_children_exchanged_none(tmp_path: Path) -> None:
+    options = {
+        "d_sae": 168, "k": 7, "shape": "fanout", "orientation": "top_down", "gate": "hard", "no_dec_skip": True,
+        "level_weights": (1.2, 0.8, 0.5), "k_anneal": 0.5,
+    }  # fmt: skip
+    truth, runs = trained(tmp_path, "toy-h-tree", 600, 1e-2, {"tree": ("tree", options)})
+    sae = runs["tree"].sae
+    assert isinstance(sae, Tree)
+    own, other = np.arange(sae.d_sae), np.arange(sae.d_sae)
+    for span in sae.forest.spans:
+        other[span] = np.roll(own[span], (span.stop - span.start) // 2)
+    top, leaf = tree_f1(sae, truth, own)
+    no_top, no_leaf = tree_f1(sae, truth, other)
     assert top >= 0.6
     assert leaf >= 0.5
     assert no_top <= 0.25
@@ -162,15 +162,12 @@ def test_the_past_explains_what_too_few_latents_cannot(tmp_path: Path) -> None:
     learners = {
         "flat": ("batchtopk", options),
         "relational": ("relational", options),
-        "lags": ("relational", options | {"memory": "lags"}),
         "predictor": ("predictor", options),
     }
     runs = trained(tmp_path, "toy-t", 400, 5e-3, learners)[1]
-    print({name: run.ev for name, run in runs.items()})
     flat = runs["flat"].ev
     assert runs["relational"].ev >= flat - 0.005
     assert runs["predictor"].ev >= flat + 0.01
-    assert runs["lags"].ev >= flat + 0.01
 
 
 # ---- D: contrastive --------------------------------------------------------------------------------------------
@@ -193,7 +190,6 @@ def test_contrastive_gathers_slow_features_in_the_high_group(tmp_path: Path) -> 
         matching = match(cosines(run.sae.W_dec, truth.directions))
         placed = matching.matched(0.9) & (matching.latent < high)
         shares[name] = float(placed[truth.members("slow")].mean())
-    print(shares)
     assert shares["slow"] >= 0.7
     assert shares["shuffled"] <= shares["slow"] - 0.2
     assert shares["off"] <= shares["slow"] - 0.2
@@ -205,7 +201,7 @@ def test_contrastive_gathers_slow_features_in_the_high_group(tmp_path: Path) -> 
 def test_multiscale_puts_features_into_the_group_of_their_run_length(tmp_path: Path) -> None:
     # k falls from d/4 over half of the run: at k = 3 from the start features stay where they first were
     options = {"d_sae": 128, "k": 3, "sparsity": "budgets", "k_anneal": 0.5}
-    learners = {f"{weight:g}": ("multiscale", options | {"lambda_scale": weight}) for weight in (0.0, 1.0, 4.0)}
+    learners = {f"{weight:g}": ("multiscale", options | {"lambda_scale": weight}) for weight in (0.0, 1.0)}
     truth, runs = trained(tmp_path, "toy-m", 600, 1e-2, learners)
     share, astray = {}, {}
     for name, run in runs.items():
@@ -214,8 +210,6 @@ def test_multiscale_puts_features_into_the_group_of_their_run_length(tmp_path: P
         group = np.repeat(np.arange(4), run.sae.sizes)[matching.latent]
         share[name] = float((matching.matched() & (group == truth.group)).mean())
         astray[name] = int((group[truth.group == 3] == 0).sum())
-    print(share, astray)
     assert share["1"] >= 0.45
-    assert share["4"] >= 0.5
-    assert astray["1"] == astray["4"] == 0
+    assert astray["1"] == 0
     assert share["0"] <= 0.3  # chance is .25
