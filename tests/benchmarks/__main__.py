@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [harvest] [read] [step] [start]`: one table of this machine against its floors."""
+"""`python -m tests.benchmarks [harvest] [read] [step] [start] [variants]`: one table of this machine against its floors."""
 
 from __future__ import annotations
 
@@ -9,9 +9,15 @@ import torch
 
 import granary  # noqa: F401  (binds common, harvest and train)
 from common.console import table
-from tests.benchmarks import harvest_speed, read_speed, start_speed, step_speed
+from tests.benchmarks import harvest_speed, read_speed, start_speed, step_speed, variant_speed
 
-PROGRAMS = {"harvest": harvest_speed.run, "read": read_speed.run, "step": step_speed.run, "start": start_speed.run}
+PROGRAMS = {
+    "harvest": harvest_speed.run,
+    "read": read_speed.run,
+    "step": step_speed.run,
+    "start": start_speed.run,
+    "variants": variant_speed.run,
+}
 
 
 def main() -> None:
