@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks [harvest] [read] [step] [start] [variants]`: one table of this machine against its floors."""
+"""`python -m tests.benchmarks [harvest] [read] [step] [start] [variants]`: this machine against its floors."""
 
 from __future__ import annotations
 
