@@ -142,8 +142,9 @@ def compare(
     train compare runs/variants
     train compare runs/a runs/b --l0 16,32 --markdown
     """
+    from train.report.formats import numbers, to_csv, to_markdown
+    from train.report.points import read_points
     from train.report.tables import compare as compare_points
-    from train.report.tables import numbers, read_points, to_csv, to_markdown
 
     rows = compare_points(read_points(runs), numbers(l0s) if l0s is not None else None, baseline)
     records = [dataclasses.asdict(row) for row in rows]

@@ -6,27 +6,21 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
 
 import pytest
 
-from common.errors import ConfigError, StoreError
-from train.report.tables import (
-    Point,
-    at_l0,
-    compare,
-    half_interval,
-    numbers,
-    read_points,
-    stem_of,
-    to_csv,
-    to_markdown,
-    verdict,
-)
+from common.errors import ConfigError
+from train.report.curves import at_l0
+from train.report.formats import numbers, to_csv, to_markdown
+from train.report.kinds import stem_of
+from train.report.points import Point
+from train.report.tables import compare, half_interval, verdict
 
 
-def point(name: str, seed: int, aim: float | None, l0: float, ev: float, speed: float = 100.0) -> Point:
-    kind = json.dumps({"variant": stem_of(name)})
+def point(
+    name: str, seed: int, aim: float | None, l0: float, ev: float, speed: float = 100.0, **settings: int
+) -> Point:
+    kind = json.dumps({"variant": stem_of(name)} | settings)
     figures = {"explained_variance": ev, "nmse": 1 - ev, "dead_share": 0.0, "dense_share": 0.1}
     return Point(name, kind, seed, aim, l0, figures, speed)
 
@@ -35,8 +29,24 @@ def test_figures_are_read_off_the_curve_in_log_l0() -> None:
     curve = [point("a-k16", 0, 16, 16.0, 0.8), point("a-k64", 0, 64, 64.0, 0.9)]
     assert at_l0(curve, 32)[0]["explained_variance"] == pytest.approx(0.85)  # 32 is halfway in log
     assert at_l0(curve, 16)[0]["explained_variance"] == pytest.approx(0.8)
-    assert at_l0(curve, 68)[0]["explained_variance"] == pytest.approx(0.9 + 0.1 * math.log(68 / 64) / math.log(4))
+    assert at_l0(curve, 32)[0]["l0"] == 32
     assert at_l0(curve, 80) == {}  # more than a tenth beyond what was measured
+
+
+def test_figures_beyond_a_curve_are_those_of_its_end() -> None:
+    curve = [point("a-k16", 0, 16, 16.0, 0.8), point("a-k64", 0, 64, 64.0, 0.9)]
+    beyond = at_l0(curve, 68)[0]
+    assert beyond["explained_variance"] == pytest.approx(0.9)
+    assert beyond["l0"] == 64
+
+
+def test_points_of_practically_one_l0_are_merged() -> None:
+    curve = [point("a-k2", 0, 2, 3.0, 0.5), point("a-k3", 0, 3, 3.01, 0.6), point("a-k12", 0, 12, 12.0, 0.8)]
+    below = at_l0(curve, 2.8)[0]  # the line through the lower two would give -1.5 here
+    assert below["explained_variance"] == pytest.approx(0.55)
+    assert below["l0"] == pytest.approx(3.005)
+    halfway = at_l0(curve, math.sqrt(3.005 * 12))[0]
+    assert halfway["explained_variance"] == pytest.approx((0.55 + 0.8) / 2)
 
 
 def test_interval_is_students_t_over_seeds() -> None:
@@ -92,9 +102,53 @@ def test_formats_hold_every_row() -> None:
     assert float(read[1]["explained_variance"]) == 0.8
     lines = to_markdown(records).splitlines()
     assert len(lines) == 4
-    assert lines[3].startswith("| `topk` | 8 | 1 | 0.8000 | -0.1000 | – |")
+    assert lines[3].startswith("| `topk` | 8 | 7.9 | 1 | 0.8000 | -0.1000 | 1 | – |")
 
 
-def test_a_folder_without_a_finished_learner_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="no finished learner here"):
-        read_points([tmp_path])
+def seeds_of(name: str, aim: float, l0: float, ev: float, **settings: int) -> list[Point]:
+    return [point(name, seed, aim, l0, ev + 0.001 * seed, 100.0, **settings) for seed in (0, 1)]
+
+
+@pytest.mark.parametrize(("l0", "expected"), [(3.05, "above"), (3.13, None)])
+def test_single_points_get_a_verdict_only_at_equal_l0(l0: float, expected: str | None) -> None:
+    best, base = compare(seeds_of("other-k3", 3, l0, 0.9) + seeds_of("batchtopk-k3", 3, 3.0, 0.8))
+    assert (best.l0, best.measured_l0, best.verdict) == (3, l0, expected)
+    assert (base.l0, base.measured_l0, base.verdict) == (3, 3.0, None)
+    assert best.difference == pytest.approx(0.1)
+
+
+def test_interpolated_figures_get_a_verdict_against_a_point_at_that_l0() -> None:
+    points = seeds_of("other-k2", 2, 2.5, 0.8) + seeds_of("other-k4", 4, 4.5, 0.9)
+    rows = compare(points + seeds_of("batchtopk-k3", 3, 3.0, 0.7), [3])
+    assert [(row.name, row.measured_l0, row.verdict) for row in rows] == [
+        ("other", 3, "above"),
+        ("batchtopk", 3, None),
+    ]
+
+
+def test_seeds_of_the_difference_are_counted_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    points = seeds_of("other-k8", 8, 8.0, 0.9) + seeds_of("batchtopk-k8", 8, 8.0, 0.8)
+    points += [point("batchtopk-k8", 2, 8, 5.0, 0.7)]
+    other, base = compare(points)
+    assert (other.seeds, other.paired_seeds, base.seeds, base.paired_seeds) == (2, 2, 2, 0)
+    assert "batchtopk: left out at L0 8: seed 2 (measured L0 5 to 8)" in capsys.readouterr().err
+    alone = compare([point for point in points if point.name == "batchtopk-k8" or point.seed == 0])[0]
+    assert (alone.name, alone.seeds, alone.paired_seeds) == ("other", 1, 1)
+
+
+def test_an_l0_that_no_learner_comes_near_is_refused_with_those_measured() -> None:
+    points = seeds_of("batchtopk-k8", 8, 8.2, 0.9) + seeds_of("batchtopk-k16", 16, 16.5, 0.9)
+    with pytest.raises(ConfigError, match=r"L0 500: no learner .*\(batchtopk: measured L0 8\.2 to 16\.5\)"):
+        compare(points, [8, 500])
+    with pytest.raises(ConfigError, match=r"L0 8: no learner .*measured L0 3 to 3"):
+        compare(seeds_of("batchtopk-k8", 8, 3.0, 0.9))
+
+
+def test_an_ambiguous_baseline_is_refused_with_what_differs() -> None:
+    points = seeds_of("batchtopk-k8", 8, 8.0, 0.9, batch_size=256) + seeds_of(
+        "batchtopk-k8", 8, 8.0, 0.8, batch_size=512
+    )
+    with pytest.raises(ConfigError, match=r"batchtopk-1 → batchtopk-2: batch_size: 256 → 512\. Choose one"):
+        compare(points)
+    rows = compare(points, baseline="batchtopk-2")
+    assert [(row.name, row.difference) for row in rows] == [("batchtopk-1", pytest.approx(0.1)), ("batchtopk-2", None)]

@@ -1,0 +1,102 @@
+"""Finished learners as points (L0, figures), read from the files that runs left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.console import say
+from common.errors import ConfigError, StoreError
+from common.files import read_json
+
+FIGURES = ("explained_variance", "nmse", "dead_share", "dense_share")
+AIMS = ("k", "target_l0")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One finished learner.
+
+    Attributes:
+        kind: what decides it but name, seed and L0 aimed at, as canonical JSON: its settings and its run's.
+        l0: on held-out documents.
+        figures: held-out figures by name.
+        tokens_per_s: of its own steps.
+    """
+
+    name: str
+    kind: str
+    seed: int
+    aim: float | None
+    l0: float
+    figures: dict[str, float]
+    tokens_per_s: float | None
+
+
+def read_points(runs: Iterable[Path]) -> list[Point]:
+    """Every finished learner of these runs (run or learner folders); those left out are named on stderr.
+
+    Raises:
+        StoreError: a folder without a learner, or no learner with held-out figures at all.
+        ConfigError: learners of several stores or hooks.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    left_out = []
+    for run in runs:
+        single = (run / "config.json").exists()
+        folders = [run] if single else [file.parent for file in sorted(run.glob("*/config.json"))]
+        if not folders:
+            raise StoreError(f"{run}: no learner here. Give run or learner folders.")
+        for folder in folders:
+            path = folder / "result.json"
+            result = read_json(path) if path.exists() else {"state": "not finished", "reason": "see train resume"}
+            if result["state"] != "finished":
+                left_out.append(f"{folder}: left out: {result['state']}: {result['reason']}")
+            elif "l0" not in result["metrics"]:
+                left_out.append(f"{folder}: left out: no held-out figures (trained with --held-out 0)")
+            else:
+                found[folder] = result
+    if not found:
+        raise StoreError("no finished learner with held-out figures to compare. " + "; ".join(left_out))
+    for line in left_out:
+        say(line)
+    identities = {folder: read_json(folder.resolve().parent / "data.json")["identity"] for folder in found}
+    refuse_several_sources(identities)
+    return [point_of(folder, result, identities[folder]) for folder, result in found.items()]
+
+
+def refuse_several_sources(identities: dict[Path, dict[str, Any]]) -> None:
+    """Figures of different activations do not compare.
+
+    Raises:
+        ConfigError: several stores or hooks; names both, with a learner of each.
+    """
+    for key in ("store", "hook"):
+        folders = {identity[key]: folder for folder, identity in identities.items()}
+        if len(folders) > 1:
+            (one, first), (other, second) = list(folders.items())[:2]
+            raise ConfigError(
+                f"{first} was trained on {key} {one}, {second} on {key} {other}: their figures do not compare. "
+                f"Compare the learners of each {key} apart."
+            )
+
+
+def point_of(folder: Path, result: dict[str, Any], identity: dict[str, Any]) -> Point:
+    """A learner's point, from its config.json, its result.json and what decides its run."""
+    config = read_json(folder / "config.json")
+    options, metrics = config["options"], result["metrics"]
+    settings = {key: value for key, value in config.items() if key not in ("name", "d_in")}
+    settings["options"] = {key: value for key, value in options.items() if key not in AIMS}
+    settings |= identity | {"seed": None}
+    return Point(
+        name=result["name"],
+        kind=json.dumps(settings, sort_keys=True),
+        seed=config["seed"] if config["seed"] is not None else identity["seed"],
+        aim=next((options[key] for key in AIMS if options.get(key) is not None), None),
+        l0=metrics["l0"],
+        figures={name: metrics[name] for name in FIGURES},
+        tokens_per_s=result["tokens_seen"] / result["seconds"] if result["seconds"] else None,
+    )
