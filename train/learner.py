@@ -123,12 +123,18 @@ class Learner:
 
     @torch.no_grad()
     def revise(self, batches: Batches, batch_tokens: int) -> None:
-        """Let the variant change itself at a landmark; the optimizer's averages of what it names start anew."""
+        """Let the variant change itself at a landmark; the optimizer's averages of what it names start anew.
+
+        Adam's step count goes on, so a second average of 0 would make the first steps several times too large: it
+        starts at the mean of the entries that stay, or of all where none does.
+        """
         for name, mask in self.sae.revise(batches, self.clock(batch_tokens)).items():
-            state = self.optimizer.state.get(self.sae.get_parameter(name), {})
-            for average in ("exp_avg", "exp_avg_sq"):
-                if average in state:
-                    state[average].masked_fill_(mask, 0.0)
+            state = self.optimizer.state.get(self.sae.get_parameter(name))
+            if state:
+                squares = state["exp_avg_sq"]
+                stays = ~mask.expand_as(squares) | mask.all()
+                state["exp_avg"].masked_fill_(mask, 0.0)
+                squares.copy_(torch.where(mask, (squares * stays).sum() / stays.sum(), squares))
 
     @torch.no_grad()
     def _record(self, batch: Batch, output: Output, total: Tensor, norm: Tensor) -> None:
