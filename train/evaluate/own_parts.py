@@ -49,7 +49,10 @@ def own_part_score(lower: Tensor, upper: Tensor, weights: Tensor, seed: int = 0)
         upper: codes [tokens, n_upper] of the same tokens.
         weights: [n_upper, n_lower], ≥ 0; the (at most) eight largest above 0 are the parts.
         seed: of the other upper latent chosen for each, and of the inactive tokens.
+
+    Tensors may lie on any device.
     """
+    lower, upper, weights = lower.cpu(), upper.cpu(), weights.cpu()  # least squares of any rank are there only there
     generator = torch.Generator().manual_seed(seed)
     middle = len(lower) // 2
     counts = torch.stack([(half > 0).sum(0) for half in (upper[:middle], upper[middle:])]).amin(0)

@@ -52,6 +52,14 @@ def test_only_latents_that_fire_in_both_halves_count() -> None:
     assert own_part_score(lower, upper * 0, weights).n_scored == 0
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_codes_may_lie_on_a_gpu() -> None:
+    lower, weights = codes(), parts_by_threes(8, 24)
+    there = own_part_score(lower.cuda(), (lower @ weights.T).cuda(), weights.cuda())
+    assert there == own_part_score(lower, lower @ weights.T, weights)
+
+
 def test_parts_are_the_eight_largest_above_zero() -> None:
     assert parts_of(torch.tensor([0.0, 0.3, 0.0, 0.9])).tolist() == [3, 1]
     assert parts_of(torch.arange(20.0)).tolist() == list(range(19, 11, -1))
