@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from common.config import read_toml
 from common.console import format_seconds, say
 from common.errors import StoreError, TrainingError
 from common.files import read_json, write_json
+from common.store import Store
 from train.config import FitConfig
 from train.data.batch import Batch
 from train.evaluate import write_evaluation
@@ -18,11 +18,13 @@ from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
 from train.prepare import plain
 from train.run import (
+    DATA_FILE,
     RESULT_FILE,
     RUN_FILE,
     STATUS_FILE,
     Outcome,
     Run,
+    alone,
     note_status,
     refuse_when_stopped,
     result_of,
@@ -42,17 +44,23 @@ def finish(run: Run) -> None:
         Interrupted: asked to stop; the last checkpoints are whole and the same command goes on from them.
     """
     for learner in run.active:
-        settled = learner.sae.calibrate(functools.partial(scaled_batches, run, learner))
-        learner.sae.fold()
-        metrics: dict[str, Any] = {}
-        folder = run.folder_of(learner.name)
-        if run.config.held_out:
-            held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
-            metrics = evaluate_heldout(learner.sae, until_stopped(run, held_out))
-            write_evaluation(folder, "heldout", metrics)
-        learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
-        save_sae(learner.sae, folder / "sae", sae_facts(run, learner))
-        write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))
+        with alone(run, learner.config, "after the last step"):
+            finish_learner(run, learner)
+
+
+def finish_learner(run: Run, learner: Learner) -> None:
+    """Leave `sae/`, `eval/heldout.json` and, last, `result.json`."""
+    settled = learner.sae.calibrate(functools.partial(scaled_batches, run, learner))
+    learner.sae.fold()
+    metrics: dict[str, Any] = {}
+    folder = run.folder_of(learner.name)
+    if run.config.held_out:
+        held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
+        metrics = evaluate_heldout(learner.sae, until_stopped(run, held_out))
+        write_evaluation(folder, "heldout", metrics)
+    learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
+    save_sae(learner.sae, folder / "sae", sae_facts(run, learner))
+    write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))
 
 
 def until_stopped(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -79,11 +87,8 @@ def sae_facts(run: Run, learner: Learner) -> dict[str, Any]:
     }
 
 
-def conclude(run: Run, seconds: dict[str, float], steps_now: int) -> Outcome:
+def conclude(run: Run) -> Outcome:
     """Record the end of a run whose learners have all ended.
-
-    Args:
-        steps_now: steps taken this time, of all groups of learners together.
 
     Raises:
         TrainingError: none of them finished.
@@ -96,7 +101,8 @@ def conclude(run: Run, seconds: dict[str, float], steps_now: int) -> Outcome:
     state = "finished" if len(lost) < len(results) else next(iter(lost.values()))["state"]
     note_status(run)
     run.status.write(state=state, reason=reason)
-    tokens_now = steps_now * run.config.batch_size
+    seconds = {stage: round(value, 3) for stage, value in run.sitting.seconds.items()}
+    train_s, tokens_now = max(run.sitting.seconds["train"], 1e-9), run.sitting.steps * run.config.batch_size
     outcome = Outcome(
         path=str(run.folder),
         state=state,
@@ -104,9 +110,9 @@ def conclude(run: Run, seconds: dict[str, float], steps_now: int) -> Outcome:
         steps=run.amount.n_steps,
         tokens=run.amount.n_steps * run.config.batch_size,
         seconds=seconds,
-        tokens_per_s=round(tokens_now / seconds["train"], 1) if steps_now and seconds["train"] else None,
+        tokens_per_s=round(tokens_now / train_s, 1) if tokens_now else None,
         bytes=run.batches.read_bytes,
-        wait_share=run.wait_share,
+        wait_share=round(run.sitting.waited_s / train_s, 4),
         learners=results,
     )
     if state != "finished":
@@ -116,16 +122,19 @@ def conclude(run: Run, seconds: dict[str, float], steps_now: int) -> Outcome:
     return outcome
 
 
-def finished_outcome(config: FitConfig, folder: Path) -> Outcome | None:
-    """The outcome of a run that came to its end earlier, or None."""
+def finished_outcome(config: FitConfig, store: Store) -> Outcome | None:
+    """The outcome of a run on `store` that came to its end earlier, or None."""
+    folder = config.run_folder()
     try:
-        status = read_json(folder / STATUS_FILE)
+        status, identity = read_json(folder / STATUS_FILE), read_json(folder / DATA_FILE)["identity"]
     except StoreError:
+        return None
+    if status["state"] != "finished" or identity["store"] != store.id:
         return None
     results = {}
     for learner in config.learner:
         path = folder / learner.name / RESULT_FILE
-        if status["state"] != "finished" or not path.exists():
+        if not path.exists():
             return None
         results[learner.name] = read_json(path)
         if results[learner.name]["state"] == "failed":
@@ -138,7 +147,7 @@ def finished_outcome(config: FitConfig, folder: Path) -> Outcome | None:
         state=status["state"],
         reason=status["reason"],
         steps=status["steps"],
-        tokens=status["tokens_seen"],
+        tokens=status["steps"] * config.batch_size,
         seconds={"prepare": 0.0, "train": 0.0, "finish": 0.0},
         tokens_per_s=None,
         bytes=0,

@@ -133,8 +133,7 @@ def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path
         raise type(error)(f"learner '{learner.name}': {error}") from None
     except torch.OutOfMemoryError:
         raise ConfigError(
-            f"learner '{learner.name}': out of memory in the first step. Lower --batch-size or --d-sae, or train fewer "
-            "learners at once."
+            f"learner '{learner.name}': out of memory in the first step. Lower --batch-size or --d-sae."
         ) from None
 
 

@@ -14,17 +14,20 @@ import torch
 from common.checks import difference
 from common.config import build, read_toml
 from common.console import say
-from common.errors import ConfigError, StoreError
+from common.errors import ConfigError, StoreError, TrainingError
 from common.files import read_json, write_file, write_json
+from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import newest_whole
 from train.config import DataConfig, FitConfig, LearnerConfig
 from train.data.mixing import mixing
-from train.data.reader import DataPlan, digest_of
+from train.data.reader import Batches, DataPlan, digest_of
 from train.learner import Learner
-from train.preflight import Amount, rehearse, starting_point
-from train.run import DATA_FILE, RUN_FILE, Run, end_learner, identity_with
-from train.saes import variant_class
+from train.preflight import Amount, rehearse, resolve_precision, resolve_steps, starting_point
+from train.record import Status
+from train.run import DATA_FILE, RUN_FILE, STATUS_FILE, Run, end_learner, identity_with
+from train.saes import settle_config, variant_class
+from train.saes.base import SAEConfig
 
 BEFORE_START = re.compile(r"\.lock|status\.json.*|run\.toml.*|data\.json\.aside|\.rehearsal-.*")  # a start cut short
 
@@ -119,26 +122,82 @@ def write_plan(run: Run) -> None:
     write_file(run.folder / RUN_FILE, tomli_w.dumps(settings).encode())
     plan = asdict(run.plan) | {"config": run.plan.config.model_dump(mode="json")}
     window = min(run.plan.windows)
-    mixed = mixing(run.batches, max(run.config.batch_size // window, 1), window)
+    mixed = min(mixing(run.batches, max(run.config.batch_size // window, 1), window), 1.0)  # samples: chance goes above
     say(f"{run.folder}: batches mix documents at {mixed:.1%} of an ideal shuffle's entropy")
     write_json(run.folder / DATA_FILE, {"identity": run.identity, "plan": plan, "mixing": mixed})
+
+
+def make_run(
+    config: FitConfig, store: Store, batches: Batches, saes: dict[str, SAEConfig], device: torch.device, stop: Stop
+) -> Run:
+    """The run made exact; nothing is written.
+
+    Raises:
+        ConfigError: settings that do not fit, or another run in this folder.
+        DataError: the store does not hold what was asked for.
+    """
+    plan, folder = batches.plan, config.run_folder()
+    amount = min(
+        (resolve_steps(config, batches.windows_per_pass(window), window, store.path) for window in windows_of(saes)),
+        key=lambda amount: amount.n_steps,
+    )
+    precision = resolve_precision(config.precision, device)
+    identity = identity_of(config, store, plan, amount, precision)
+    refuse_other_run(folder, config, identity)
+    return Run(
+        config=config,
+        folder=folder,
+        store=store,
+        plan=plan,
+        batches=batches,
+        amount=amount,
+        saes=saes,
+        d_in=store.d_model(plan.hook),
+        device=device,
+        precision=precision,
+        status=Status(folder / STATUS_FILE, amount.n_steps),
+        stop=stop,
+        identity=identity,
+        log_every=config.log_every or min(max(amount.n_steps // 100, 1), 100),
+        checkpoint_every=config.checkpoint_every or min(max(amount.n_steps // 10, 100), 5000),
+    )
+
+
+def settle_learners(config: FitConfig, store: Store) -> dict[str, SAEConfig]:
+    """The settings of every learner's variant made exact, by the learner's name.
+
+    Raises:
+        ConfigError: no learner, or settings that do not fit.
+    """
+    if not config.learner:
+        raise ConfigError("no learner: name one with --variant, or [[learner]] in a TOML file. See: train variants")
+    d_in = store.d_model(store.hook(config.hook))
+    return {
+        learner.name: settle_config(learner.variant, learner.options, d_in, store.context, f"learner '{learner.name}'")
+        for learner in config.learner
+    }
+
+
+def windows_of(saes: dict[str, SAEConfig]) -> set[int]:
+    return {sae.window for sae in saes.values()}
 
 
 def prepare(run: Run) -> None:
     """Rehearse every learner that is new, and write down what the run is."""
     for leftover in run.folder.glob(".rehearsal-*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    tried = set()
+    tried, diverged = set(), []
     for config in run.waiting():
         kind = config.model_copy(update={"name": "any", "seed": None}).model_dump_json()  # seeds fail alike
         if kind in tried or (run.folder_of(config.name) / "checkpoints").exists() or run.stop.asked:
             continue
         tried.add(kind)
-        learner = started(run, config)
-        reason = rehearse(learner, run.batches, run.config, run.folder)
+        reason = rehearse(started(run, config), run.batches, run.config, run.folder)
         if reason is not None:
-            end_learner(run, learner, "diverged", reason)
-    write_plan(run)
+            diverged.append((config, reason))
+    write_plan(run)  # before any learner's folder: one without a plan beside it is not a run
+    for config, reason in diverged:
+        end_learner(run, config, "diverged", reason)
     for config in run.config.learner:
         folder = run.folder_of(config.name)
         folder.mkdir(exist_ok=True)
@@ -167,14 +226,15 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
     """A learner at its place: from its newest whole checkpoint, or at step 0.
 
     Raises:
-        StoreError: checkpoints are there, but none is whole, or they belong to another run.
+        TrainingError: checkpoints are there, but none is whole.
+        StoreError: they belong to another run.
     """
     folder = run.folder_of(config.name)
     found, skipped = newest_whole(folder / "checkpoints")
     for line in skipped:
         say(f"{config.name}: {line}")
     if found is None and skipped:
-        raise StoreError(f"{folder}/checkpoints: no whole checkpoint is left. Remove {run.folder} to start again.")
+        raise TrainingError(f"no whole checkpoint is left. Remove {folder} to train this learner anew.")
     if found is None:
         learner = started(run, config)
     else:

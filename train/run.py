@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +17,7 @@ from common.errors import GranaryError, Interrupted
 from common.files import read_json, write_json
 from common.stopping import Stop
 from common.store import Store
-from train.checkpoint import save_checkpoint
+from train.checkpoint import checkpoints, save_checkpoint, step_of
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan
@@ -36,7 +38,7 @@ class Outcome:
         seconds: wall time this time, per stage: prepare, train, finish.
         tokens_per_s: tokens per second of the training stage, this time; None if no step was left.
         bytes: activations read.
-        wait_share: share of the training stage spent waiting for data.
+        wait_share: share of the training stage spent waiting for data, this time.
         learners: name to result.json.
     """
 
@@ -50,6 +52,21 @@ class Outcome:
     bytes: int
     wait_share: float
     learners: dict[str, dict[str, Any]]
+
+
+@dataclass
+class Sitting:
+    """What was done this time, all rounds of learners together.
+
+    Attributes:
+        seconds: wall time per stage.
+        steps: batches that were stepped on.
+        waited_s: time of the training stage spent waiting for data.
+    """
+
+    seconds: dict[str, float] = field(default_factory=lambda: {"prepare": 0.0, "train": 0.0, "finish": 0.0})
+    steps: int = 0
+    waited_s: float = 0.0
 
 
 @dataclass
@@ -81,7 +98,7 @@ class Run:
     learners: list[Learner] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
     start: tuple[float, Tensor] | None = None
-    wait_share: float = 0.0
+    sitting: Sitting = field(default_factory=Sitting)
     sample: dict[int, list[Batch]] = field(default_factory=dict)
 
     @property
@@ -143,25 +160,65 @@ def save_learner(run: Run, learner: Learner) -> None:
     save_checkpoint(folder, learner.step, learner.tensors(), learner.facts(), identity_with(run, learner.config))
 
 
-def end_learner(run: Run, learner: Learner, state: str, reason: str) -> None:
-    """Take a learner out of the run, with its result written."""
-    learner.state, learner.reason = state, reason
-    say(f"{learner.name}: {state}: {reason}")
-    folder = run.folder_of(learner.name)
+@contextlib.contextmanager
+def alone(run: Run, config: LearnerConfig, where: str) -> Iterator[None]:
+    """What breaks in here ends this learner as failed until the next sitting; the others go on.
+
+    Raises:
+        GranaryError: what concerns the whole run: a request to stop, a damaged store, a full disk.
+    """
+    try:
+        yield
+    except Interrupted:
+        raise  # a RuntimeError too
+    except RuntimeError as error:
+        if not isinstance(error, GranaryError):
+            say(traceback.format_exc())
+        first = str(error).splitlines()[0] if str(error) else ""
+        end_learner(run, config, "failed", f"{type(error).__name__} {where}: {first}")
+        run.failed.add(config.name)
+
+
+def end_learner(run: Run, config: LearnerConfig, state: str, reason: str) -> None:
+    """Take a learner out of the run, with its result written; it need not have come into memory."""
+    say(f"{config.name}: {state}: {reason}")
+    folder = run.folder_of(config.name)
     folder.mkdir(exist_ok=True)
-    write_json(folder / RESULT_FILE, result_of(run, learner, {}))
+    result = blank_result(run, config) | {"state": state, "reason": reason}
+    for learner in run.learners:
+        if learner.name == config.name:
+            learner.state, learner.reason = state, reason
+            result = result_of(run, learner, {})
+    write_json(folder / RESULT_FILE, result)
+
+
+def blank_result(run: Run, config: LearnerConfig) -> dict[str, Any]:
+    """`result.json` of a learner that took no step."""
+    return {
+        "name": config.name,
+        "variant": config.variant,
+        "state": "waiting",
+        "reason": "",
+        "alarms": [],
+        "training_steps": 0,
+        "requested_steps": run.amount.n_steps,
+        "tokens_seen": 0,
+        "final_loss": None,
+        "passes": 0.0,
+        "lr": config.lr,
+        "seconds": 0.0,
+        "best_heldout_explained_variance": None,
+        "metrics": None,
+    }
 
 
 def result_of(run: Run, learner: Learner, metrics: dict[str, Any]) -> dict[str, Any]:
     """`result.json`."""
-    return {
-        "name": learner.name,
-        "variant": learner.config.variant,
+    return blank_result(run, learner.config) | {
         "state": learner.state,
         "reason": learner.reason,
         "alarms": list(learner.alarms.values()),
         "training_steps": learner.step,
-        "requested_steps": run.amount.n_steps,
         "tokens_seen": learner.step * run.config.batch_size,
         "final_loss": learner.final_loss,
         "passes": learner.step / run.amount.n_steps * run.amount.passes,
@@ -182,18 +239,23 @@ def note_alarms(learner: Learner, found: dict[str, str]) -> None:
 
 def note_status(run: Run, running: str = "running") -> None:
     """Write status.json as things stand; `running` is what learners that are not done are called."""
-    learners = {}
-    for config in run.config.learner:
-        result = run.result(config.name) or {"state": "waiting", "reason": "", "training_steps": 0}
-        facts = {"state": result["state"], "reason": result["reason"], "step": result["training_steps"]}
-        learners[config.name] = facts
+    learners = {config.name: standing(run, config.name) for config in run.config.learner}
     for learner in run.learners:
         state = running if learner.state == "running" else learner.state
         learners[learner.name] = {"state": state, "reason": learner.reason, "step": learner.step}
-    step = max((learner.step for learner in run.learners), default=0)
+    step = max((facts["step"] for facts in learners.values()), default=0)
     losses = [loss for learner in run.learners if (loss := learner.final_loss) is not None]
-    values = {"step": step, "tokens_seen": step * run.config.batch_size, "last_loss": losses[-1] if losses else None}
-    run.status.write(learners=learners, **(values if run.learners else {}))
+    known = {"last_loss": losses[-1]} if losses else {}
+    run.status.write(learners=learners, step=step, tokens_seen=step * run.config.batch_size, **known)
+
+
+def standing(run: Run, name: str) -> dict[str, Any]:
+    """Where a learner that is not in memory stands: by its result, else by the name of its newest checkpoint."""
+    result = run.result(name)
+    if result is not None:
+        return {"state": result["state"], "reason": result["reason"], "step": result["training_steps"]}
+    saved = checkpoints(run.folder_of(name) / "checkpoints")
+    return {"state": "waiting", "reason": "", "step": step_of(saved[-1]) if saved else 0}
 
 
 def record_end(run: Run, state: str, reason: str) -> None:

@@ -10,9 +10,10 @@ Every way out leaves a recorded state with a reason.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-import traceback
+from collections.abc import Iterator
 from typing import Any
 
 from common.console import Progress, say
@@ -22,20 +23,19 @@ from common.files import exclusive, write_json
 from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import prune
-from train.config import FitConfig
+from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, plan_data, with_windows
 from train.evaluate.heldout import evaluate_heldout
 from train.finish import conclude, finish, finished_outcome
 from train.learner import Learner
 from train.monitors import ALARM_SHARE, ALARM_STEPS, alarms, dense_alarm, verdict
-from train.preflight import learners_at_once, resolve_precision, resolve_steps
-from train.prepare import bring, identity_of, load_plan, prepare, refuse_other_run
-from train.record import Status
+from train.preflight import learners_at_once
+from train.prepare import bring, load_plan, make_run, prepare, settle_learners, windows_of
 from train.run import (
-    STATUS_FILE,
     Outcome,
     Run,
+    alone,
     end_learner,
     note_alarms,
     note_status,
@@ -44,7 +44,6 @@ from train.run import (
     save_learner,
     scaled_batches,
 )
-from train.saes import settle_config
 from train.schedule import Clock
 
 HEARTBEAT_S = 5.0
@@ -66,78 +65,33 @@ def fit(config: FitConfig, stop: Stop) -> Outcome:
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--out {folder}: {path} is a file, not a folder. Choose another --out.")
-    done = finished_outcome(config, folder)
+    done = finished_outcome(config, store)
     if done is not None:
         say(f"{folder}: finished already, nothing to do. Another --out starts another run.")
         return done
     device = resolve_device(config.device)
-    if not config.learner:
-        raise ConfigError("no learner: name one with --variant, or [[learner]] in a TOML file. See: train variants")
-    d_in = store.d_model(store.hook(config.hook))
-    saes = {
-        learner.name: settle_config(learner.variant, learner.options, d_in, store.context, f"learner '{learner.name}'")
-        for learner in config.learner
-    }
-    windows = {sae.window for sae in saes.values()}
+    saes = settle_learners(config, store)
+    windows = windows_of(saes)
     plan = load_plan(folder, store) or plan_data(store, config.data(), config.seed, windows)
-    plan = with_windows(store, plan, windows)
-    batches = Batches(store, plan, device)
-    try:
-        amount = min(
-            (resolve_steps(config, batches.windows_per_pass(window), window, store.path) for window in windows),
-            key=lambda amount: amount.n_steps,
-        )
-        precision = resolve_precision(config.precision, device)
-        identity = identity_of(config, store, plan, amount, precision)
-        refuse_other_run(folder, config, identity)
+    with contextlib.closing(Batches(store, with_windows(store, plan, windows), device)) as batches:
+        run = make_run(config, store, batches, saes, device, stop)
         folder.mkdir(parents=True, exist_ok=True)
         with exclusive(folder, "run"):
-            run = Run(
-                config=config,
-                folder=folder,
-                store=store,
-                plan=plan,
-                batches=batches,
-                amount=amount,
-                saes=saes,
-                d_in=d_in,
-                device=device,
-                precision=precision,
-                status=Status(folder / STATUS_FILE, amount.n_steps),
-                stop=stop,
-                identity=identity,
-                log_every=config.log_every or min(max(amount.n_steps // 100, 1), 100),
-                checkpoint_every=config.checkpoint_every or min(max(amount.n_steps // 10, 100), 5000),
-            )
             return carry_out(run, started)
-    finally:
-        batches.close()
 
 
 def carry_out(run: Run, started: float) -> Outcome:
     """Prepare, train and finish; whatever happens is recorded."""
-    seconds = {"prepare": 0.0, "train": 0.0, "finish": 0.0}
-    steps_now = 0
     try:
         run.status.write()
         prepare(run)
         note_status(run)
-        seconds["prepare"] = time.monotonic() - started
+        run.sitting.seconds["prepare"] = time.monotonic() - started
         at_once = learners_at_once(run.config, list(run.saes.values()), run.d_in, run.device)
         while waiting := [learner for learner in run.waiting() if learner.name not in run.failed]:
             refuse_when_stopped(run)
-            begun = time.monotonic()
-            run.learners = []  # those that ended make room first
-            run.learners = [bring(run, config) for config in waiting[:at_once]]
-            note_status(run)
-            steps_now += run.amount.n_steps - min(learner.step for learner in run.learners)
-            train(run)
-            trained = time.monotonic()
-            finish(run)
-            run.failed |= {learner.name for learner in run.learners if learner.state == "failed"}
-            seconds["train"] += trained - begun
-            seconds["finish"] += time.monotonic() - trained
-        return conclude(run, {stage: round(value, 3) for stage, value in seconds.items()}, steps_now)
+            take_round(run, waiting[:at_once])
+        return conclude(run)
     except Interrupted as interrupted:
         record_end(run, "interrupted", str(interrupted))
         raise
@@ -151,6 +105,44 @@ def carry_out(run: Run, started: float) -> Outcome:
         raise
 
 
+def take_round(run: Run, configs: list[LearnerConfig]) -> None:
+    """Bring some learners to their place, train them to the last step, and finish them."""
+    begun, waited_s = time.monotonic(), run.batches.waited_s
+    run.learners = []  # those that ended made room first
+    for config in configs:
+        with alone(run, config, "before its first step"):
+            run.learners.append(bring(run, config))
+    note_status(run)
+    train(run)
+    trained = time.monotonic()
+    run.sitting.waited_s += run.batches.waited_s - waited_s
+    finish(run)
+    run.sitting.seconds["train"] += trained - begun
+    run.sitting.seconds["finish"] += time.monotonic() - trained
+
+
+class Pace:
+    """How fast a round goes, from its first step on."""
+
+    def __init__(self, batches: Batches, step: int, batch_tokens: int) -> None:
+        self.batches, self.first, self.batch_tokens = batches, step, batch_tokens
+        self.started, self.waited_s, self.read_bytes = time.monotonic(), batches.waited_s, batches.read_bytes
+
+    @property
+    def elapsed(self) -> float:
+        return max(time.monotonic() - self.started, 1e-9)
+
+    def tokens_per_s(self, step: int) -> float:
+        return (step - self.first) * self.batch_tokens / self.elapsed
+
+    def bytes_per_s(self) -> float:
+        return (self.batches.read_bytes - self.read_bytes) / self.elapsed
+
+    def wait_share(self) -> float:
+        """Share of the time spent waiting for data."""
+        return round(min((self.batches.waited_s - self.waited_s) / self.elapsed, 1.0), 4)
+
+
 def train(run: Run) -> None:
     """Step until every learner is done.
 
@@ -158,27 +150,24 @@ def train(run: Run) -> None:
         Interrupted: asked to stop; every learner is checkpointed first.
     """
     n_steps = run.amount.n_steps
-    step = min((learner.step for learner in run.active), default=n_steps)
-    progress = Progress("train", n_steps, step)
-    started, beat, first = time.monotonic(), time.monotonic(), step
-    waited_s = run.batches.waited_s
+    first = step = min((learner.step for learner in run.active), default=n_steps)
+    progress, pace = Progress("train", n_steps, step), Pace(run.batches, step, run.config.batch_size)
+    beat = time.monotonic()
     lines: dict[str, dict[str, Any]] = {}
     while step < n_steps and run.active:
         if run.stop.asked:
             break
         train_step(run, step)
         step += 1
-        elapsed = time.monotonic() - started
-        rate = (step - first) * run.config.batch_size / elapsed
-        run.wait_share = round(min((run.batches.waited_s - waited_s) / max(elapsed, 1e-9), 1.0), 4)
         if step % run.log_every == 0 or step == n_steps:
-            lines |= log(run, step, rate)
+            lines |= log(run, step, pace)
         if step % run.checkpoint_every == 0 and step < n_steps:
             checkpoint(run, step)
         if time.monotonic() - beat > HEARTBEAT_S:
             beat = time.monotonic()
             note_status(run)
-        progress.update(step, describe(run, lines, rate, elapsed))
+        progress.update(step, describe(lines, step, pace))
+    run.sitting.steps += step - first
     checkpoint(run, step)
     note_status(run)
     if step < n_steps and run.stop.asked:
@@ -186,9 +175,7 @@ def train(run: Run) -> None:
             f"stopped by {run.stop.signal_name} at step {step:,} of {n_steps:,}. Go on with: train resume {run.folder}"
         )
     if step > first:
-        elapsed = time.monotonic() - started
-        rate = (step - first) * run.config.batch_size / elapsed
-        progress.close(step, describe(run, lines, rate, elapsed))
+        progress.close(step, describe(lines, step, pace))
 
 
 def train_step(run: Run, step: int) -> None:
@@ -198,22 +185,26 @@ def train_step(run: Run, step: int) -> None:
         if learner.step != step:
             continue
         window = learner.sae.window
-        try:
+        with alone(run, learner.config, f"at step {step}"):
             if learner.at_landmark():
-                learner.revise(functools.partial(scaled_batches, run, learner), run.config.batch_size)
+                with timed(learner):
+                    learner.revise(functools.partial(scaled_batches, run, learner), run.config.batch_size)
             if window not in by_window:
                 batch = run.batches.batch(step, run.config.batch_size // window, window, reuse=True)
                 by_window[window] = batch.with_x(batch.x.float())
-            before = time.monotonic()
-            learner.train_step(by_window[window], run.config.batch_size)
-            learner.seconds += time.monotonic() - before
-        except RuntimeError as error:
-            say(traceback.format_exc())
-            first = str(error).splitlines()[0] if str(error) else ""
-            end_learner(run, learner, "failed", f"{type(error).__name__} at step {step}: {first}")
+            with timed(learner):
+                learner.train_step(by_window[window], run.config.batch_size)
 
 
-def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
+@contextlib.contextmanager
+def timed(learner: Learner) -> Iterator[None]:
+    """Count what is done in here as the learner's own time."""
+    before = time.monotonic()
+    yield
+    learner.seconds += time.monotonic() - before
+
+
+def log(run: Run, step: int, pace: Pace) -> dict[str, dict[str, Any]]:
     """Write each learner's metrics line, and end those that are beyond hope."""
     lines = {}
     for learner in run.active:
@@ -224,14 +215,14 @@ def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
         metrics |= {
             "tokens": step * run.config.batch_size,
             "lr": learner.lr(clock),
-            "tokens_per_s": round(rate, 1),
-            "wait_share": run.wait_share,
+            "tokens_per_s": round(pace.tokens_per_s(step), 1),
+            "wait_share": pace.wait_share(),
         }
         run.metrics_of(learner).append(metrics)
         lines[learner.name] = metrics
         reason = verdict(metrics, learner.judged_ev, int(learner.quiet_steps[1]), run.amount.n_steps)
         if reason is not None and learner.sae.trained:
-            end_learner(run, learner, "diverged", reason)
+            end_learner(run, learner.config, "diverged", reason)
         elif learner.sae.trained:
             note_alarms(learner, alarms(metrics, getattr(learner.sae.config, "k", None), run.amount.n_steps))
     note_status(run)
@@ -239,20 +230,25 @@ def log(run: Run, step: int, rate: float) -> dict[str, dict[str, Any]]:
 
 
 def checkpoint(run: Run, step: int) -> None:
-    """Save every running learner that is at `step`, the best one known by its held-out explained variance."""
+    """Look at and save every running learner that is at `step`."""
     for learner in run.active:
-        if learner.step != step:
-            continue
-        folder = run.folder_of(learner.name) / "checkpoints"
-        look = quick_look(run, learner) if step else {}
-        ev = look.get("explained_variance")
-        if learner.sae.trained and step > min(ALARM_SHARE * run.amount.n_steps, ALARM_STEPS):
-            note_alarms(learner, dense_alarm(look.get("always_share", 0.0)))
-        if learner.best_step is None or (ev is not None and (learner.best_ev is None or ev > learner.best_ev)):
-            learner.best_ev, learner.best_step = ev, step
-        save_learner(run, learner)
-        write_json(folder / "best.json", {"step": learner.best_step, "heldout_explained_variance": learner.best_ev})
-        prune(folder, learner.best_step, run.config.keep_every)
+        if learner.step == step:
+            with alone(run, learner.config, f"at the checkpoint of step {step}"):
+                look_and_save(run, learner)
+
+
+def look_and_save(run: Run, learner: Learner) -> None:
+    """A checkpoint of a learner, the best one known by its held-out explained variance."""
+    step, folder = learner.step, run.folder_of(learner.name) / "checkpoints"
+    look = quick_look(run, learner) if step else {}
+    ev = look.get("explained_variance")
+    if learner.sae.trained and step > min(ALARM_SHARE * run.amount.n_steps, ALARM_STEPS):
+        note_alarms(learner, dense_alarm(look.get("always_share", 0.0)))
+    if learner.best_step is None or (ev is not None and (learner.best_ev is None or ev > learner.best_ev)):
+        learner.best_ev, learner.best_step = ev, step
+    save_learner(run, learner)
+    write_json(folder / "best.json", {"step": learner.best_step, "heldout_explained_variance": learner.best_ev})
+    prune(folder, learner.best_step, run.config.keep_every)
 
 
 def quick_look(run: Run, learner: Learner) -> dict[str, float]:
@@ -265,7 +261,7 @@ def quick_look(run: Run, learner: Learner) -> dict[str, float]:
     return evaluate_heldout(learner.sae, run.sample[window])
 
 
-def describe(run: Run, lines: dict[str, dict[str, Any]], rate: float, elapsed: float) -> str:
+def describe(lines: dict[str, dict[str, Any]], step: int, pace: Pace) -> str:
     """`topk loss 0.12 L0 32 EV 0.91 · 21,000 tok/s · 0.02 GB/s · waited 1 %`."""
     parts = [
         f"{name} loss {line['loss']:.4f} L0 {line['l0']:.1f} EV {line['explained_variance'] or 0:.3f}"
@@ -273,5 +269,5 @@ def describe(run: Run, lines: dict[str, dict[str, Any]], rate: float, elapsed: f
     ]
     if len(lines) > 3:
         parts.append(f"+{len(lines) - 3} more")
-    speed = f"{rate:,.0f} tok/s · {run.batches.read_bytes / max(elapsed, 1e-9) / 1e9:.3f} GB/s"
-    return " · ".join([*parts, speed, f"waited {run.wait_share:.0%}"])
+    speed = f"{pace.tokens_per_s(step):,.0f} tok/s · {pace.bytes_per_s() / 1e9:.3f} GB/s"
+    return " · ".join([*parts, speed, f"waited {pace.wait_share():.0%}"])

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from common.config import build
 from common.errors import ConfigError, DataError
 from common.stopping import Stop
 from tests.warm import WarmServer
 from train.config import FitConfig
-from train.preflight import resolve_steps
+from train.learner import Learner
+from train.preflight import learners_at_once, resolve_steps
+from train.saes.topk import TopKConfig
 from train.trainer import fit
 
 STORE = Path("c.zarr")
@@ -108,3 +112,36 @@ def test_a_run_of_three_passes_takes_exactly_so_many_steps(shared_store: Path, t
     assert outcome.steps == math.floor(3 * held / 4096)
     assert outcome.learners["topk"]["training_steps"] == outcome.steps
     assert isinstance(outcome.learners["topk"]["final_loss"], float)
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        # one learner: 1.5 · 2 · 16 · 1,000 · 4 · 4 = 768,000 bytes; a step: 8 · 100 · 1,000 · 4 = 3,200,000
+        (2 * (3_200_000 + 3 * 768_000), 3),
+        (2 * (3_200_000 + 3 * 768_000) - 2, 2),
+        (1_000, 1),  # at least one is tried
+    ],
+)
+def test_as_many_learners_at_once_as_half_of_the_memory_takes(
+    monkeypatch: pytest.MonkeyPatch, free: int, expected: int
+) -> None:
+    monkeypatch.setattr("train.preflight.psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+    saes = [TopKConfig(d_sae=500), TopKConfig(d_sae=1000)]
+    built, cpu = config(steps=1, batch_size=100), torch.device("cpu")
+    assert learners_at_once(built, saes, 16, cpu) == expected
+    assert learners_at_once(built.model_copy(update={"at_once": 7}), saes, 16, cpu) == 7
+
+
+def test_memory_that_does_not_do_for_one_step_is_told_before_step_0(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(Learner, "train_step", fail)
+    learner = {"name": "topk", "variant": "topk", "options": {"d_sae": 32, "k": 4}}
+    with pytest.raises(
+        ConfigError, match=r"out of memory in the first step\. Lower --batch-size or --d-sae\.$"
+    ):
+        fit(config(cache=shared_store, out=tmp_path / "r", steps=2, batch_size=64, learner=(learner,)), Stop())

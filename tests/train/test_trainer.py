@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +27,13 @@ from train.config import FitConfig
 from train.data.batch import Batch
 from train.learner import Learner
 from train.optim import normalise_rows_
+from train.preflight import rehearse
+from train.record import Status
+from train.run import Run, scaled_batches
 from train.saes import REGISTRY, load_sae, make_sae
 from train.saes.base import Output
 from train.schedule import Clock, default_lr
-from train.trainer import Outcome, fit
+from train.trainer import Outcome, Pace, fit
 
 VARIANTS = list(REGISTRY)
 
@@ -109,6 +115,46 @@ def test_a_finished_run_does_nothing_and_says_so(
     assert "finished already, nothing to do" in capsys.readouterr().err
     assert again.learners == first.learners
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")} == before
+
+
+def test_a_finished_run_says_nothing_of_another_store(shared_store: Path, own_store: Path, tmp_path: Path) -> None:
+    first = run(shared_store, tmp_path / "r", learner("topk"))
+    moved = run(own_store, tmp_path / "r", learner("topk"))
+    assert moved.learners == first.learners
+    metadata = json.loads((own_store / "zarr.json").read_text())
+    metadata["attributes"]["granary"]["id"] = "another"
+    (own_store / "zarr.json").write_text(json.dumps(metadata))
+    with pytest.raises(StoreError, match="trained on another store than"):
+        run(own_store, tmp_path / "r", learner("topk"))
+
+
+def test_a_start_that_fails_after_a_learner_diverged_can_be_made_again(shared_store: Path, tmp_path: Path) -> None:
+    learners = (learner("standard", "wild", l1=1e39), learner("topk"))
+    rehearsed = rehearse
+
+    def fail(one: Learner, *rest: Any) -> str | None:
+        if one.name == "topk":
+            raise StoreError("no space left")
+        return rehearsed(one, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.prepare.rehearse", fail)
+        with pytest.raises(StoreError, match="no space left"):
+            run(shared_store, tmp_path / "r", *learners)
+    outcome = run(shared_store, tmp_path / "r", *learners)
+    assert {name: result["state"] for name, result in outcome.learners.items()} == {
+        "wild": "diverged",
+        "topk": "finished",
+    }
+
+
+def test_mixing_is_told_as_at_most_ideal(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("train.prepare.mixing", lambda *_: 1.009)  # of two samples, by chance
+    run(shared_store, tmp_path / "r", learner("topk"))
+    assert json.loads((tmp_path / "r" / "data.json").read_text())["mixing"] == 1.0
+    assert "mix documents at 100.0% of" in capsys.readouterr().err
 
 
 def test_another_run_in_the_folder_is_refused_with_the_difference(shared_store: Path, tmp_path: Path) -> None:
@@ -196,6 +242,29 @@ def test_a_run_stopped_around_its_landmarks_ends_with_the_same_bits(shared_store
     assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
 
 
+def test_a_signal_while_a_variant_looks_at_batches_is_an_interruption(shared_store: Path, tmp_path: Path) -> None:
+    at = next(step for step in make_sae("compositional", {}, 16, 0, "test").landmarks(40) if step)
+    learners = [learner("topk"), learner("compositional", d_sae=64)]
+    stop, looked = Stop(), scaled_batches
+
+    def look_and_stop(run: Run, one: Learner) -> Iterator[Batch]:
+        for batch in looked(run, one):
+            yield batch
+            if one.step == at:
+                stop.signal_name = "SIGTERM"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.trainer.scaled_batches", look_and_stop)
+        with pytest.raises(Interrupted, match="between steps"):
+            fit(config(shared_store, tmp_path / "r", *learners), stop)
+    states = {name: (facts["state"], facts["step"]) for name, facts in status_of(tmp_path / "r")["learners"].items()}
+    assert states == {"topk": ("interrupted", at + 1), "compositional": ("interrupted", at)}
+    assert (tmp_path / "r" / "compositional" / "checkpoints" / f"step-{at:08d}").exists()
+    run(shared_store, tmp_path / "r", *learners)
+    run(shared_store, tmp_path / "straight", *learners)
+    assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
+
+
 def test_a_late_joiner_gets_the_same_batches(shared_store: Path, tmp_path: Path) -> None:
     run(shared_store, tmp_path / "r", learner("topk"))
     before = (tmp_path / "r" / "topk" / "result.json").read_text()
@@ -267,6 +336,120 @@ def test_a_failed_learner_is_tried_again_from_its_newest_checkpoint(
     assert "topk: going on from step 20 of 40" in capsys.readouterr().err
     run(shared_store, tmp_path / "solo", learner("topk"))
     assert equal(tmp_path / "r" / "topk", tmp_path / "solo" / "topk")
+
+
+@pytest.mark.parametrize(
+    ("broken", "where"),
+    [
+        ("train.trainer.quick_look", "at the checkpoint of step 10"),
+        ("train.finish.evaluate_heldout", "after the last step"),
+        ("train.trainer.bring", "before its first step"),
+    ],
+)
+def test_what_fails_around_the_steps_of_a_learner_ends_it_alone(
+    shared_store: Path, tmp_path: Path, broken: str, where: str
+) -> None:
+    module, _, name = broken.rpartition(".")
+    kept = getattr(importlib.import_module(module), name)
+
+    def fail(*arguments: Any) -> Any:
+        if any(getattr(one, "name", "") == "topk" or isinstance(one, REGISTRY["topk"]) for one in arguments):
+            raise torch.OutOfMemoryError("out of memory\nand more")
+        return kept(*arguments)
+
+    learners = (learner("topk"), learner("standard"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(broken, fail)
+        outcome = run(shared_store, tmp_path / "r", *learners)
+    lost = outcome.learners["topk"]
+    assert (lost["state"], lost["reason"]) == ("failed", f"OutOfMemoryError {where}: out of memory")
+    assert lost.keys() == outcome.learners["standard"].keys()
+    assert outcome.learners["standard"]["state"] == "finished"
+    assert run(shared_store, tmp_path / "r", *learners).reason == "2 of 2 learners finished"
+    run(shared_store, tmp_path / "solo", learner("topk"))
+    assert equal(tmp_path / "r" / "topk", tmp_path / "solo" / "topk")
+
+
+def test_status_never_goes_back_from_the_furthest_learner(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    write = Status.write
+
+    def note(self: Status, **values: Any) -> None:
+        write(self, **values)
+        seen.append((self.values["step"], self.values["tokens_seen"]))
+
+    monkeypatch.setattr(Status, "write", note)
+    learners = (learner("topk"), learner("standard", "wild", lr=1e3))
+    outcome = run(shared_store, tmp_path / "r", *learners, steps=80, at_once=1)
+    assert outcome.learners["wild"]["training_steps"] < 80
+    assert seen == sorted(seen)
+    assert seen[-1] == (80, 80 * 256)
+    assert run(shared_store, tmp_path / "r", *learners, steps=80, at_once=1).tokens == outcome.tokens == 80 * 256
+
+
+def test_a_learner_that_waits_stands_at_its_checkpoint(shared_store: Path, tmp_path: Path) -> None:
+    learners = (learner("topk"), learner("standard"))
+    taken = Learner.train_step
+    for at_once in (2, 1):
+        stop = Stop()
+
+        def step_and_stop(
+            self: Learner, batch: Batch, batch_tokens: int, stop: Stop = stop, taken: Any = taken
+        ) -> None:
+            taken(self, batch, batch_tokens)
+            if self.name == "topk" and self.step in (12, 15):
+                stop.signal_name = "SIGTERM"
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "train_step", step_and_stop)
+            with pytest.raises(Interrupted):
+                fit(config(shared_store, tmp_path / "r", *learners, at_once=at_once), stop)
+    facts = status_of(tmp_path / "r")["learners"]
+    assert (facts["topk"]["state"], facts["topk"]["step"]) == ("interrupted", 15)
+    assert (facts["standard"]["state"], facts["standard"]["step"]) == ("waiting", 12)
+
+
+def test_speeds_count_what_was_done(shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds, the second of a learner that ends after a few steps, each with a second of waiting."""
+    paces: list[Pace] = []
+
+    class Noted(Pace):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            paces.append(self)
+            self.batches.waited_s += 1.0
+
+    monkeypatch.setattr("train.trainer.Pace", Noted)
+    learners = (learner("topk"), learner("standard", "wild", lr=1e3))
+    outcome = run(shared_store, tmp_path / "r", *learners, steps=80, at_once=1)
+    taken = 80 + outcome.learners["wild"]["training_steps"]
+    assert taken < 160
+    assert outcome.tokens_per_s == pytest.approx(taken * 256 / outcome.seconds["train"], rel=1e-2)
+    assert outcome.wait_share == pytest.approx(2 / outcome.seconds["train"], rel=0.1)
+    first, second = paces
+    assert first.read_bytes < second.read_bytes  # the first round's are not the second's
+    second.started = time.monotonic() - 1e3
+    read = second.batches.read_bytes - second.read_bytes
+    assert second.bytes_per_s() == pytest.approx(read / 1e3, rel=1e-2)
+
+
+def test_seconds_count_what_a_variant_does_at_its_landmarks(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    revise = Learner.revise
+    name = next(name for name in REGISTRY if any(make_sae(name, {}, 16, 0, "test").landmarks(6)))
+
+    def slow(self: Learner, batches: Any, batch_tokens: int) -> None:
+        time.sleep(0.3)
+        revise(self, batches, batch_tokens)
+
+    monkeypatch.setattr(Learner, "revise", slow)
+    n = len(make_sae(name, {"d_sae": 64}, 16, 0, "test").landmarks(6))
+    monkeypatch.setattr("train.prepare.rehearse", lambda *_: None)
+    outcome = run(shared_store, tmp_path / "r", learner(name, d_sae=64), steps=6)
+    assert outcome.learners[name]["seconds"] > 0.3 * n
 
 
 def test_a_run_in_which_all_failed_is_tried_again(
@@ -405,8 +588,14 @@ def test_no_whole_checkpoint_is_an_error_and_stays_one(shared_store: Path, tmp_p
     for path in (tmp_path / "r" / "topk" / "checkpoints").glob("step-*/weights.safetensors"):
         path.write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(StoreError, match="no whole checkpoint is left"):
+        with pytest.raises(TrainingError, match=f"no whole checkpoint is left. Remove {tmp_path}/r/topk to train"):
             run(shared_store, tmp_path / "r", learner("topk"))
+    outcome = run(shared_store, tmp_path / "r", learner("topk"), learner("standard"))
+    assert outcome.reason.startswith("1 of 2 learners finished; topk failed: TrainingError before its first step")
+    assert outcome.learners["topk"].keys() == outcome.learners["standard"].keys()
+    shutil.rmtree(tmp_path / "r" / "topk")  # as the message says
+    again = run(shared_store, tmp_path / "r", learner("topk"), learner("standard"))
+    assert again.reason == "2 of 2 learners finished"
 
 
 def test_a_store_of_another_model_under_the_same_path_is_refused(
