@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -137,20 +137,27 @@ def reassigned(
     candidates: Int[Tensor, "U P"],
     logits: Float[Tensor, "U P"],
     left_out: float = 0.2,
-) -> tuple[Int[Tensor, "U P"], Float[Tensor, "U P"]]:
+) -> tuple[Int[Tensor, "U P"], Float[Tensor, "U P"], Bool[Tensor, "U P"]]:
     """New candidates by affinity, with their logits: old weights stay, new ones start small, the weakest are shut off.
 
     Args:
         left_out: share of all (upper, candidate) pairs, those of the lowest affinity, that get no weight.
+
+    Returns:
+        candidates, those that stay in their old place; logits; which of them are not what they were.
     """
-    n_lower = len(affinities)
-    found = torch.topk(affinities.T, candidates.shape[1], dim=1)
+    found = torch.topk(affinities.T, candidates.shape[1], dim=1).indices
+    same = candidates[:, :, None] == found[:, None]
+    stays, known = same.any(2), same.any(1)
+    # of the places that come free and the candidates that are new there are as many: the n-th takes the n-th
+    places = stays.int().argsort(dim=1, stable=True)
+    arrivals = found.gather(1, known.int().argsort(dim=1, stable=True))
+    moved = torch.where(stays, candidates, torch.zeros_like(found).scatter(1, places, arrivals))
     start = torch.log(torch.expm1(logits.new_tensor(OTHER_WEIGHT)))
-    old = torch.full((len(logits), n_lower), float(start), device=logits.device).scatter(1, candidates, logits)
-    moved = old.gather(1, found.indices)
-    n_weak = int(left_out * moved.numel())
-    weak = torch.topk(found.values.flatten(), n_weak, largest=False).indices
-    return found.indices, moved.flatten().scatter(0, weak, UNASSIGNED).view_as(moved)
+    strength = affinities.T.gather(1, moved).flatten()
+    weak = torch.topk(strength, int(left_out * len(strength)), largest=False).indices
+    shut = torch.zeros_like(stays).flatten().scatter(0, weak, True).view_as(stays)
+    return moved, torch.where(stays, logits, start).masked_fill(shut, UNASSIGNED), ~stays | shut
 
 
 def fitted_gains(
@@ -158,14 +165,15 @@ def fitted_gains(
 ) -> Float[Tensor, " 3"]:
     """Factors on what the low, mid and high level write for which Σ_p ω_p ‖wanted − Σ over prefix p‖² is least.
 
-    Upper rows are much alike and a token takes several of them: with factors of 1 explained variance is −10 or below.
+    1 for a level that wrote nothing. Upper rows are much alike and a token takes several of them: with factors of 1
+    explained variance is −10 or below.
     """
     # prefixes {high}, {high, mid}, all: low is in the last only, and two levels are together where the lower one is
     inside = written.new_tensor([sum(omega[2 - level :]) for level in range(3)])
     products = (written @ written.T) * torch.minimum(inside[:, None], inside)
     ridge = 1e-6 * products.diagonal().mean() * torch.eye(3, device=written.device)
     gains: Tensor = torch.linalg.solve(products + ridge, (written @ wanted) * inside)
-    return gains.clamp(0.01, 2.0)
+    return torch.where(products.diagonal() > 0, gains.clamp(0.01, 2.0), 1.0)
 
 
 # ---- loss -------------------------------------------------------------------------------------------------------
@@ -187,5 +195,6 @@ def group_sparsity(
     scores = log_weights.new_full((len(logits), lower.shape[-1]), -torch.inf).scatter(1, candidates, log_weights)
     orphans = torch.isinf(scores).all(0)
     P = torch.softmax(scores.masked_fill(orphans, 0.0), dim=0).masked_fill(orphans, 0.0)
-    energy = upper.square() + (lower.square() @ P.T).float()
+    with torch.autocast(P.device.type, enabled=False):
+        energy = upper.square() + lower.square() @ P.T
     return ((energy + NORM_EPSILON**2).sqrt() - NORM_EPSILON).sum() / n_valid

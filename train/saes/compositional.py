@@ -126,6 +126,8 @@ class Compositional(SAE):
         self.sparsity = Sparsity(
             self.sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1
         )
+        if config.pretrain:
+            self.sparsity.threshold[MID:] = torch.inf  # upper levels are not in use until the clustering
         coupling = torch.full((self.n_upper,), 0.0 if config.encoder == "no_comp" else START_COUPLING)
         self.coupling = nn.Parameter(coupling, requires_grad=config.encoder != "no_comp")
         learned = config.hierarchy in ("learned", "reassign")
@@ -300,7 +302,7 @@ class Compositional(SAE):
 
     def joint_from(self, n_steps: int) -> int:
         """The first step of all three levels."""
-        return round(self.config.pretrain * n_steps)
+        return max(1, round(self.config.pretrain * n_steps)) if self.config.pretrain else 0
 
     def landmarks(self, n_steps: int) -> tuple[int, ...]:
         start, every = self.joint_from(n_steps), max(min(REASSIGN_STEPS, n_steps // 2), 1)
@@ -341,6 +343,7 @@ class Compositional(SAE):
         self.W_enc[:, upper] = self.W_dec[upper].T
         self.b_enc[upper] = 0.0
         self.tokens_silent[upper] = 0
+        self.sparsity.threshold[MID:] = 0.0
         self._fit_gains(first, clock)
         changed = torch.arange(self.d_sae, device=rows.device) < self.n_upper
         averages = {"W_enc": changed[None], "b_enc": changed}
@@ -359,7 +362,7 @@ class Compositional(SAE):
             self.b_enc[place] *= gains[level]
             if level:  # what comes from below has that level's gain already
                 self.coupling[place] *= gains[level] / gains[level - 1]
-            self.sparsity.threshold[level] = smallest_kept(f[level]) * gains[level]
+        self.sparsity.begin_([codes * gain for codes, gain in zip(f, gains, strict=True)])
 
     def _reassign(self, batches: Batches) -> dict[str, Tensor]:
         """Candidates anew from the levels' present directions and co-activity; kept ones keep their weight."""
@@ -373,10 +376,10 @@ class Compositional(SAE):
             lower, upper = self.W_dec[self.places[level - 1]], self.W_dec[self.places[level]]
             affinities = composition.affinity(lower, upper, found.correlation())
             logits, candidates = self.get_parameter(f"logits_{name}"), self.get_buffer(f"candidates_{name}")
-            moved, values = composition.reassigned(affinities, candidates, logits)
+            moved, values, changed = composition.reassigned(affinities, candidates, logits)
             candidates.copy_(moved)
             logits.copy_(values)
-            averages[f"logits_{name}"] = torch.ones_like(logits, dtype=torch.bool)
+            averages[f"logits_{name}"] = changed
         self.after_step(Clock(0, 1, 1))
         return averages
 

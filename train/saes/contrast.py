@@ -6,8 +6,6 @@ A anchors, P positives of one anchor, K keys (possible negatives).
 
 from __future__ import annotations
 
-import zlib
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,12 +14,6 @@ from torch.nn.functional import softplus
 from train.data.batch import Batch
 
 NEVER = -1e30  # a similarity that counts for nothing; -inf would make the gradient of an empty sum NaN
-
-
-def generator_of(seed: int, step: int, device: torch.device) -> torch.Generator:
-    """Random numbers that depend on nothing but the seed and the step, so that a resumed run draws the same."""
-    # hashed: on the CPU torch takes 32 bits of a seed
-    return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {step}".encode()))
 
 
 def draw_places(valid: Bool[Tensor, "B T"], n_valid: int, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
@@ -64,7 +56,7 @@ def info_nce(
     positive: Float[Tensor, "A P"],
     chosen: Bool[Tensor, "A P"],
     negatives: Float[Tensor, "A _"],
-    n_negatives: Int[Tensor, " A"],
+    n_negatives: Int[Tensor, "A _"],
     scale_free: bool,
 ) -> Float[Tensor, ""]:
     """−log[e^p / (e^p + Σ_n e^n)], the mean over each anchor's chosen positives, then over anchors that have any.
@@ -73,12 +65,12 @@ def info_nce(
         positive: similarities with positives, divided by τ.
         chosen: positives that count; an anchor with no negative does not.
         negatives: `log_sum_of_negatives` of the anchor [A, 1], or of each pair [A, P].
-        n_negatives: how many there are of each anchor.
+        n_negatives: how many there are, of the anchor [A, 1] or of each pair [A, P].
         scale_free: divide by log(1 + n_negatives), so that embeddings which are all equal give 1.
     """
-    counts = chosen & (n_negatives > 0)[:, None]
+    counts = chosen & (n_negatives > 0)
     losses = torch.where(counts, softplus(negatives - positive), 0.0)
-    each = losses.sum(1) / counts.sum(1).clamp_min(1)
     if scale_free:
-        each = each / n_negatives.clamp_min(1).float().log1p()
+        losses = losses / n_negatives.clamp_min(1).float().log1p()
+    each = losses.sum(1) / counts.sum(1).clamp_min(1)
     return each.sum() / counts.any(1).sum().clamp_min(1)

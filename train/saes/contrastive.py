@@ -19,21 +19,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.contrast import (
-    draw_one,
-    draw_places,
-    earlier_places,
-    generator_of,
-    info_nce,
-    log_sum_of_negatives,
-)
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
-from train.saes.sparsity import Mode, Sparsity
+from train.saes.contrast import draw_one, draw_places, earlier_places, info_nce, log_sum_of_negatives
+from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
+from train.saes.sparsity import Mode, Sparsity, check_led
 from train.schedule import Clock
 
 HEAD_WIDTH = 128
@@ -89,6 +82,7 @@ class ContrastiveConfig(KeptConfig):
     def _consistent(self) -> ContrastiveConfig:
         if min(self.contrast_windows) < 1:
             raise ValueError(f"contrast_windows = {self.contrast_windows}: each must be at least 1")
+        check_led("l1", self.l1, self.sparsity == "l1")
         if self.anchors > self.keys:
             raise ValueError(f"anchors = {self.anchors} are drawn from keys = {self.keys}: fewer are needed")
         if 0 < self.buffer < self.keys:
@@ -205,19 +199,23 @@ class Contrastive(SAE):
             allowed = torch.ones_like(allowed)
             allowed[:, : len(places)] = places != anchors[:, None]  # no token is its own negative
         live = torch.cat([keys, self.negatives]).detach().any(1)
-        allowed = allowed & live
-        count = allowed.sum(1)
-        negatives = log_sum_of_negatives(self.similarity(z, keys), allowed)
-        losses = []
+        allowed = (allowed & live)[:, None]
+        scores = self.similarity(z, keys)[:, None]
+        negatives, losses = log_sum_of_negatives(scores, allowed), []
         for reach in (1,) if self.config.positives == "adjacent" else self.config.contrast_windows:
             positives, chosen = self.positives(batch, anchors, places, doc, reach, generator)
             theirs = self.embed(high, positives.flatten()).unflatten(0, positives.shape)
             chosen = chosen & live[:n, None] & (theirs != 0).any(-1)
             similarity = (z[:, None] * theirs).sum(-1) / self.config.tau
-            losses.append(info_nce(similarity, chosen, negatives[:, None], count, self.config.scale_free))
+            others = allowed
+            if self.config.positives == "shuffled" or not self.config.same_document:  # a positive may be among them
+                others = allowed & pad(places != positives[..., None], (0, len(self.negatives)), value=True)
+                negatives = log_sum_of_negatives(scores.expand_as(others), others)
+            count = others.sum(-1)
+            losses.append(info_nce(similarity, chosen, negatives, count, self.config.scale_free))
             if self.config.symmetric:
                 back = self.similarity(theirs, keys)
-                seen = log_sum_of_negatives(back, allowed[:, None].expand_as(back))
+                seen = log_sum_of_negatives(back, others.expand_as(back))
                 losses.append(info_nce(similarity, chosen, seen, count, self.config.scale_free))
         self.drawn = keys.detach(), doc
         told = {
@@ -251,13 +249,15 @@ class Contrastive(SAE):
         """z of some tokens; zero where no feature that counts is active."""
         z = high.flatten(0, 1)[places] * (self.density <= self.config.density_limit)
         if self.config.head != "none":
-            z = (z @ self.head).float()
+            with torch.autocast(z.device.type, enabled=False):  # cosines over τ: bfloat16 would be off by .04
+                z = z @ self.head
         return normalize(z, dim=-1) if self.config.similarity == "cosine" else z
 
     def similarity(self, z: Float[Tensor, "*A Z"], keys: Float[Tensor, "K Z"]) -> Float[Tensor, "*A N"]:
         """z·z_n / τ with this step's keys and with the buffer."""
         scaled = z / self.config.tau
-        return torch.cat([scaled @ keys.T, scaled @ self.negatives.T], dim=-1).float()
+        with torch.autocast(z.device.type, enabled=False):
+            return torch.cat([scaled @ keys.T, scaled @ self.negatives.T], dim=-1)
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:

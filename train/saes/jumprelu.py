@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, Output, SAEConfig
 from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
-from train.saes.sparsity import PENALTY_WARMUP, L0Controller
+from train.saes.sparsity import PENALTY_WARMUP, L0Controller, check_led
 from train.schedule import Clock, ramp
 
 LEAST_THETA = 1e-6
@@ -58,6 +58,7 @@ class JumpReLUConfig(SAEConfig):
     def _target(self) -> JumpReLUConfig:
         if self.penalty == "target" and self.target_l0 is None:
             raise ValueError("penalty = 'target' needs target_l0 (or --k)")
+        check_led("l0", self.l0, self.target_l0 is not None and self.penalty != "target")
         return self
 
 

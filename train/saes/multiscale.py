@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.separation import correlation, separation
-from train.saes.sparsity import Sparsity
+from train.saes.sparsity import Sparsity, check_led
 from train.schedule import Clock
 
 SEPARATION_EVERY = 4  # steps; the term counts as often as if it were taken at each
@@ -56,6 +56,7 @@ class MultiScaleConfig(KeptConfig):
 
     @model_validator(mode="after")
     def _scales(self) -> MultiScaleConfig:
+        check_led("l1", self.l1, self.sparsity == "l1")
         if not self.dilations or min(self.dilations) < 1 or list(self.dilations) != sorted(self.dilations):
             raise ValueError(f"dilations = {list(self.dilations)}: at least one, each at least 1, smallest first")
         if len(self.dilations) > self.d_sae:
@@ -181,15 +182,15 @@ class MultiScale(SAE):
 
     def sampled_rows(self, step: int) -> tuple[Float[Tensor, "R D"], Int[Tensor, " R"]]:
         """Decoder rows of a step, at most `SEPARATION_ROWS` of each group, with the group's number."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + step) % 2**63)
+        device = self.W_dec.device  # drawn there: a copy would wait for it
+        generator = generator_of(self.seed, step, device)
         first, chosen, group = 0, [], []
         for number, size in enumerate(self.sizes):
-            rows = torch.randperm(size, generator=generator)[:SEPARATION_ROWS] + first
+            rows = torch.randperm(size, generator=generator, device=device)[:SEPARATION_ROWS] + first
             chosen.append(rows)
-            group.append(torch.full((len(rows),), number))
+            group.append(torch.full((len(rows),), number, device=device))
             first += size
-        device = self.W_dec.device
-        return self.W_dec[torch.cat(chosen).to(device)], torch.cat(group).to(device)
+        return self.W_dec[torch.cat(chosen)], torch.cat(group)
 
     @torch.no_grad()
     def logged(self, latents: Float[Tensor, "B T L"]) -> dict[str, Tensor]:

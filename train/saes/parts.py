@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable
 
 import torch
@@ -10,6 +11,12 @@ from torch import Tensor
 
 WEISZFELD_STEPS = 100
 WEISZFELD_TOLERANCE = 1e-5
+
+
+def generator_of(seed: int, step: int, device: torch.device) -> torch.Generator:
+    """Random numbers that depend on nothing but the seed and the step, so that a resumed run draws the same."""
+    # hashed: on the CPU torch takes 32 bits of a seed
+    return torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {step}".encode()))
 
 
 def pre_activations(
@@ -90,8 +97,9 @@ def aux_k_loss(
     count = valid.sum()
     mean = (target * weight).sum((0, 1)) / count
     spread = ((target - mean).square() * weight).sum()
-    loss = ((target - estimate).square() * weight).sum() / spread
-    return torch.where(dead.any(), torch.nan_to_num(loss, nan=0.0, posinf=0.0), 0.0)
+    # a spread of 0 is kept out of the division: its gradient would be NaN, whatever the second `where` chooses
+    loss = ((target - estimate).square() * weight).sum() / torch.where(spread > 0, spread, 1.0)
+    return torch.where(dead.any() & (spread > 0), loss, 0.0)
 
 
 @torch.no_grad()
@@ -104,8 +112,11 @@ def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Float[Tensor, "B T
 
 @torch.no_grad()
 def update_average_(average: Float[Tensor, ""], value: Float[Tensor, ""], beta: float, first: bool) -> None:
-    """Exponential moving average in float32; `first` sets it, and a value that is not finite leaves it."""
-    moved = value if first else beta * average + (1 - beta) * value
+    """Exponential moving average in float32; a value that is not finite leaves it.
+
+    The value itself where it is the `first`, or where nothing was noted yet: the average is not finite then.
+    """
+    moved = value if first else torch.where(torch.isfinite(average), beta * average + (1 - beta) * value, value)
     average.copy_(torch.where(torch.isfinite(value), moved, average))
 
 

@@ -103,4 +103,5 @@ def lagged(values: Float[Tensor, "B T R"], weights: Float[Tensor, "K R"], batch:
     runs = document_runs(batch)
     same = nn.functional.pad(runs, (n_lags, 0), value=-1).unfold(1, n_lags, 1)[:, :-1] == runs[..., None]
     seen = torch.where((same & batch.valid[..., None])[:, :, None], past, 0.0)
-    return torch.einsum("btrk,kr->btr", seen, weights.flip(0).float())
+    with torch.autocast(values.device.type, enabled=False):
+        return torch.einsum("btrk,kr->btr", seen, weights.flip(0).float())

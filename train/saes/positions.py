@@ -28,12 +28,11 @@ def one_of_buckets(position: Int[Tensor, "B T"], like: Tensor) -> Float[Tensor, 
     return (bucket == torch.arange(BUCKETS, device=bucket.device)).to(like.dtype)
 
 
-def hard_concrete(log_alpha: Float[Tensor, " G"], step: int | None) -> Float[Tensor, " G"]:
-    """Gates in [0, 1]: drawn anew for each step of training, their median with `step` None."""
-    if step is None:
+def hard_concrete(log_alpha: Float[Tensor, " G"], generator: torch.Generator | None) -> Float[Tensor, " G"]:
+    """Gates in [0, 1]: drawn by the generator of a training step, their median without one."""
+    if generator is None:
         drawn = torch.sigmoid(log_alpha)
     else:
-        generator = torch.Generator(log_alpha.device).manual_seed(step)  # a resumed run draws the same
         noise = torch.rand(len(log_alpha), generator=generator, device=log_alpha.device).clamp(1e-6, 1 - 1e-6)
         drawn = torch.sigmoid((log_alpha + noise.logit()) / HEAT)
     return (drawn * (OPEN - CLOSED) + CLOSED).clamp(0, 1)

@@ -21,13 +21,13 @@ from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention
 from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability
 from train.saes.sparsity import Sparsity
@@ -74,6 +74,19 @@ class RelationalConfig(KeptConfig):
     no_dec_temporal: bool = Field(False, description="No y: the decoder is a plain one, token by token.")
     no_curriculum: bool = Field(False, description="Ablation: the whole span from the start.")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> RelationalConfig:
+        if self.gate_penalty > 0 and not self.gated:
+            raise ValueError("gate_penalty has no gate to act on: no_gate, or no_attention with no_position, is set")
+        if self.position_gate and self.no_position:
+            raise ValueError("position_gate gates the position term, which no_position leaves out: set one of them")
+        return self
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is a gate g: something for it to let through."""
+        return not self.no_gate and not (self.no_attention and self.no_position)
+
 
 def stage_of(progress: float) -> tuple[float, int]:
     """Where in the run the present stage began, and by what it divides the span."""
@@ -101,6 +114,7 @@ class Relational(SAE):
 
     def __init__(self, config: RelationalConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
+        self.seed = seed
         n = self.n_temporal = max(1, round(config.temporal_share * config.d_sae))
         shares = (config.temporal_share, 1 - config.temporal_share)
         mode: Literal["joint", "budgets"] = "joint" if config.joint or n == config.d_sae else "budgets"
@@ -131,7 +145,7 @@ class Relational(SAE):
             self.U, self.V = drawn(n, MODULATION_RANK, std=0.02), zeros(MODULATION_RANK, BUCKETS)
             if config.position_gate:
                 self.z = nn.Parameter(torch.full((n,), 2.0))
-        if self.gated:
+        if config.gated:
             self.w_gate, self.b_gate = zeros(d_in + HEADS * RANK), nn.Parameter(torch.tensor(-2.0))
         if not config.no_dec_temporal:
             n_read = self.n_read = n if config.decoder_reads == "temporal" else config.d_sae
@@ -146,10 +160,6 @@ class Relational(SAE):
                 # codes of a token are about .5 long: with unit normal weights φ tells tokens apart from the start
                 self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
                 self.gamma = nn.Parameter(torch.tensor(-2.0))
-
-    @property
-    def gated(self) -> bool:
-        return not self.config.no_gate and not (self.config.no_attention and self.config.no_position)
 
     # ---- encoder -------------------------------------------------------------------------------------------
 
@@ -166,8 +176,8 @@ class Relational(SAE):
 
     def position_term(self, batch: Batch, clock: Clock | None) -> Float[Tensor, "B T G"]:
         """(U V)_{·,β(p)}, rows gated; 0 where the position is unknown."""
-        step = None if clock is None else clock.step
-        gates = hard_concrete(self.z, step)[:, None] if self.config.position_gate else 1.0
+        draws = None if clock is None else generator_of(self.seed, clock.step, self.V.device)
+        gates = hard_concrete(self.z, draws)[:, None] if self.config.position_gate else 1.0
         chosen = one_of_buckets(batch.pos, self.V)
         return (chosen @ self.V.t() @ (self.U * gates).t()).float()
 
@@ -178,7 +188,7 @@ class Relational(SAE):
         h = masked((batch.x - self.b_dec).float(), batch.valid, batch.n_valid)
         context = self.context(h, batch)
         gate = h.new_ones(*h.shape[:-1], 1)
-        if self.gated:
+        if self.config.gated:
             gate = torch.sigmoid((torch.cat([h, context], dim=-1) * self.w_gate).sum(-1, keepdim=True) + self.b_gate)
         terms = {"gate": gate}
         if not self.config.no_attention:

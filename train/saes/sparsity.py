@@ -28,20 +28,30 @@ RANGE = 30.0  # how far the controller may move λ, either way
 Mode = Literal["budgets", "joint", "l1"]
 
 
+def check_led(name: str, weight: float, led: bool) -> None:
+    """Refuse a penalty weight that is to be led to an L0 and cannot move.
+
+    Raises:
+        ValueError: `weight` is 0; λ is moved by factors.
+    """
+    if led and weight == 0:
+        raise ValueError(f"{name} = 0 cannot be led to an L0, since λ is moved by factors: give a start above 0")
+
+
 class L0Controller(nn.Module):
     """A penalty weight λ that is led to the L0 wanted: a proportional-integral rule on e = log(L0/L0*), L0 averaged.
 
         log λ ← log λ + e' − e'_before + η·clip(4e, −1, 1),      e' = clip(e, −1, 1)
 
-    From the end of the warm-up on (e'_before = 0 at first), within [λ₀/30, 30 λ₀]; η = 1e-3, and 10 / steps in runs
-    under 10,000 steps. The proportional part lets go of λ before L0 has arrived; the integral one is bounded, so that
-    it does not wind up while L0 is far off. L0 answers λ weakly (e times as much λ, a fifth to a third less L0 on the
-    demo store), hence the 4. Differs from spec §0.8, the integral part alone on L0/L0* − 1: at 400 steps and L0* = 32
-    that ended up to 40 % off, this within 2 % (docs/log.md).
+    From the end of the warm-up on, or from the first L0 noted after it (e'_before = 0 at first), within [λ₀/30, 30 λ₀];
+    η = 1e-3, and 10 / steps in runs under 10,000 steps. The proportional part lets go of λ before L0 has arrived; the
+    integral one is bounded, so that it does not wind up while L0 is far off. L0 answers λ weakly (e times as much λ, a
+    fifth to a third less L0 on the demo store), hence the 4. Differs from spec §0.8, the integral part alone on
+    L0/L0* − 1: at 400 steps and L0* = 32 that ended up to 40 % off, this within 2 % (docs/log.md).
 
     Attributes:
         weight: λ as it stands.
-        l0_average: running average of L0.
+        l0_average: running average of L0; inf until one was noted.
     """
 
     weight: Tensor
@@ -51,7 +61,7 @@ class L0Controller(nn.Module):
         super().__init__()
         self.first_weight, self.target_l0 = weight, target_l0
         self.register_buffer("weight", torch.tensor(weight))
-        self.register_buffer("l0_average", torch.zeros(()))
+        self.register_buffer("l0_average", torch.full((), torch.inf))
 
     def penalty(self, size: Float[Tensor, ""], clock: Clock) -> Float[Tensor, ""]:
         """λ·c(t)·size, c rising over the first tenth of the run."""
@@ -60,7 +70,7 @@ class L0Controller(nn.Module):
     @torch.no_grad()
     def follow_(self, l0: Float[Tensor, ""], clock: Clock) -> None:
         """Note the L0 of a batch, and move λ towards the target, if there is one."""
-        before = self.error()
+        before = torch.where(torch.isinf(self.l0_average), 0.0, self.error())
         update_average_(self.l0_average, l0, averaging(clock.n_steps), clock.step == 0)
         if self.target_l0 is None or clock.progress < PENALTY_WARMUP:
             return
@@ -93,7 +103,7 @@ class Sparsity(nn.Module):
         l1: λ at the start, for `l1`.
 
     Attributes:
-        threshold: θ of each group [groups], in scaled units until folded.
+        threshold: θ of each group [groups], in scaled units until folded; 0 for `l1`, inf for a group not in use yet.
         controller: λ, for `l1`.
     """
 
@@ -129,7 +139,7 @@ class Sparsity(nn.Module):
 
         In `joint` they are provisional in training: chosen by the running thresholds. `clock` None: inference.
         """
-        if self.mode == "l1":
+        if self.mode == "l1" and clock is not None:
             return u
         if clock is None or self.mode == "joint":
             return u * (u > self.threshold[group])
@@ -169,6 +179,16 @@ class Sparsity(nn.Module):
             return
         for number, weight in enumerate(self.weights):
             update_average_(self.threshold[number], smallest * weight, beta, first)
+
+    @torch.no_grad()
+    def begin_(self, codes: Sequence[Tensor]) -> None:
+        """Start every θ from the codes of one batch; a group without any takes the least score of the others."""
+        prices = self.threshold.new_tensor(self.weights)
+        scores = torch.stack([smallest_kept(values) for values in codes]) / prices
+        own = torch.isfinite(scores) & (self.mode == "budgets")
+        self.threshold.copy_(torch.where(own, scores, scores.min()) * prices)
+        if self.mode == "l1":
+            self.threshold.zero_()
 
     @torch.no_grad()
     def calibrate(self, values: Callable[[], Iterable[Sequence[Tensor]]]) -> dict[str, float]:

@@ -42,7 +42,8 @@ class TopK(SAE):
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         u = torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
-        latents = top_k(u, round(annealed_k(self.config.k, self.d_in, self.config.k_anneal, clock.progress)))
+        k = round(annealed_k(self.config.k, self.d_in, self.config.k_anneal, clock.progress))
+        latents = top_k(u, min(k, self.d_sae))
         reconstruction = (latents @ self.W_dec).float() + self.b_dec
         dead = self.dead(clock)
         aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)

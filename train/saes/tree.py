@@ -27,9 +27,9 @@ from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.consistency import family_loss, kl_loss, l2_loss
 from train.saes.forest import LEAF, LEAST, MID, TOP, Forest
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.repair import repair_landmarks, residual_directions
-from train.saes.sparsity import Mode, Sparsity
+from train.saes.sparsity import Mode, Sparsity, check_led
 from train.schedule import Clock
 
 INIT_NOISE = 0.1
@@ -64,6 +64,9 @@ class TreeConfig(KeptConfig):
     def _has_a_tree(self) -> TreeConfig:
         if self.d_sae < LEAST[self.shape]:
             raise ValueError(f"{self.d_sae} latents are no tree of {self.shape}: at least {LEAST[self.shape]}")
+        check_led("l1", self.l1, self.sparsity == "l1")
+        if self.no_enc_skip and self.kappa == 0:
+            raise ValueError("no_enc_skip with kappa = 0: levels after the first would see neither x nor an aggregate")
         if min(self.nesting) < 0 or self.nesting[LEAF] == 0 or min(self.level_weights) <= 0:
             raise ValueError("nesting must not be negative; its last weight and all level_weights are above 0")
         return self
@@ -233,7 +236,7 @@ class Tree(SAE):
 
     def _swapped(self, codes: list[Tensor], clock: Clock) -> Float[Tensor, "B T L"]:
         """Codes to decode: where a parent is drawn, its code is 0 and its children's are raised by v f."""
-        generator = torch.Generator(codes[TOP].device).manual_seed((self.seed << 32) + clock.step)
+        generator = generator_of(self.seed, clock.step, codes[TOP].device)
         written = list(codes)
         for level in (TOP, MID):
             draws = torch.rand(codes[level].shape, generator=generator, device=codes[level].device)

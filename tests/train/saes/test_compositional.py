@@ -128,10 +128,27 @@ def test_reassigned_keeps_old_weights_and_shuts_off_the_weakest() -> None:
     # upper 0 is nearest to 4, 3, 2; its old candidates were 0, 3, 4
     affinities = torch.tensor([[0.0, 0.9], [0.0, 0.8], [0.1, 0.7], [0.5, 0.0], [0.6, 0.0]])
     candidates, logits = torch.tensor([[0, 3, 4], [0, 1, 2]]), torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])
-    found, values = composition.reassigned(affinities, candidates, logits, left_out=0.2)
-    assert found.tolist() == [[4, 3, 2], [0, 1, 2]]
+    found, values, changed = composition.reassigned(affinities, candidates, logits, left_out=0.2)
+    # 3 and 4 stay where they were, since the optimizer's averages do; 2 takes the place of 0
+    assert found.tolist() == [[2, 3, 4], [0, 1, 2]]
     # of six pairs one, the weakest (.1), gets no weight
-    assert values.tolist() == [[3.0, 2.0, composition.UNASSIGNED], [4.0, 5.0, 6.0]]
+    assert values.tolist() == [[composition.UNASSIGNED, 2.0, 3.0], [4.0, 5.0, 6.0]]
+    assert changed.tolist() == [[True, False, False], [False, False, False]]
+
+
+def test_reassigned_candidates_are_the_nearest_whatever_stood_there() -> None:
+    affinities, logits = randn(12, 5), randn(5, 6, seed=1)
+    candidates = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(j))[:6] for j in range(5)])
+    found, values, changed = composition.reassigned(affinities, candidates, logits, left_out=0.0)
+    start = math.log(math.expm1(composition.OTHER_WEIGHT))
+    for j in range(5):
+        nearest = set(affinities[:, j].topk(6).indices.tolist())
+        assert set(found[j].tolist()) == nearest
+        for old, new, weight, value, moved in zip(
+            candidates[j].tolist(), found[j].tolist(), logits[j].tolist(), values[j].tolist(), changed[j], strict=True
+        ):
+            assert bool(moved) == (old not in nearest)
+            assert (new, value) == ((old, weight) if old in nearest else (new, pytest.approx(start, rel=1e-5)))
 
 
 def test_fitted_gains_are_the_least_squares_of_the_nested_loss() -> None:
@@ -149,6 +166,14 @@ def test_fitted_gains_are_the_least_squares_of_the_nested_loss() -> None:
             moved = best.clone()
             moved[level] += step
             assert loss(moved) > loss(best)
+
+
+def test_a_level_that_wrote_nothing_has_a_gain_of_one() -> None:
+    written = randn(3, 200).abs()
+    written[1] = 0.0
+    gains = composition.fitted_gains(written, 0.5 * (written[0] + written[2]), (0.0, 0.0, 1.0))
+    assert gains[1].item() == 1.0
+    assert gains[[0, 2]].tolist() == pytest.approx([0.5, 0.5], rel=1e-3)
 
 
 # ---- the variant -------------------------------------------------------------------------------------------------
@@ -231,6 +256,68 @@ def test_the_first_tenth_trains_the_low_level_alone() -> None:
     latents = sae.training_pass(inputs(), Clock(9, 100, 64)).latents
     assert (latents[..., upper] > 0).sum() == 0
     assert (latents > 0).sum() == 64 * K
+
+
+@pytest.mark.parametrize("sparsity", ["budgets", "joint", "l1"])
+def test_upper_levels_are_silent_in_inference_until_the_clustering(sparsity: str) -> None:
+    sae = new(sparsity=sparsity)
+    learner = learner_of(sae, 100)
+    train(learner, 10)
+    low, theta = sae.places[LOW], sae.sparsity.threshold[LOW]
+    u = torch.relu((inputs().x - sae.b_dec) @ sae.W_enc[:, low] + sae.b_enc[low])
+    codes = sae.codes(inputs())
+    assert not codes[..., : sae.n_upper].any()
+    assert torch.allclose(codes[..., low], u * (u > theta), atol=1e-6)
+    assert 0 < theta < torch.inf
+    train(learner, 11)
+    assert sae.codes(inputs())[..., : sae.n_upper].any()
+
+
+@pytest.mark.parametrize("sparsity", ["budgets", "joint"])
+def test_thresholds_are_finite_after_the_clustering_though_a_level_starves(sparsity: str) -> None:
+    sae = new(sparsity=sparsity, level_weights=(0.25, 1.0, 16.0))
+    learner = learner_of(sae, 100)
+    train(learner, 10)
+    learner.revise(lambda: [inputs()], 64)
+    threshold = sae.sparsity.threshold
+    assert torch.isfinite(threshold).all()
+    assert threshold.min() > 0
+    if sparsity == "joint":  # one score for all, times the price
+        assert torch.allclose(threshold / threshold[LOW], torch.tensor([1.0, 4.0, 64.0]))
+        assert sae.W_enc[:, sae.places[HIGH]].norm(dim=0).tolist() == pytest.approx([1.0] * 10)  # it wrote nothing
+    train(learner, 30)
+    assert torch.isfinite(threshold).all()
+
+
+def test_a_run_of_two_steps_is_clustered_too() -> None:
+    sae = new()
+    learner = learner_of(sae, 2)
+    assert sae.landmarks(2) == (1,)
+    train(learner, 2)
+    assert torch.isfinite(sae.sparsity.threshold).all()
+    assert math.isfinite(float(learner.last_loss))
+
+
+def test_reassigning_keeps_the_averages_of_parts_that_stay() -> None:
+    sae = new(hierarchy="reassign", candidates=8)
+    learner = learner_of(sae, 40)
+    train(learner, 24)
+    state = learner.optimizer.state[sae.logits_mid]
+    average, squares, candidates = (v.clone() for v in (state["exp_avg"], state["exp_avg_sq"], sae.candidates_mid))
+    assert learner.at_landmark()
+    learner.revise(lambda: [inputs(seed=1000)], 64)
+    kept = (candidates == sae.candidates_mid) & (sae.logits_mid > composition.UNASSIGNED)
+    assert 0 < kept.sum() < kept.numel()
+    assert torch.equal(state["exp_avg"], torch.where(kept, average, 0.0))
+    assert torch.allclose(state["exp_avg_sq"], torch.where(kept, squares, squares[kept].mean()))
+
+
+def test_the_group_norm_is_float32_under_autocast() -> None:
+    upper, lower, logits = randn(20, 1, 3).relu(), randn(20, 1, 6, seed=1).relu(), randn(3, 3, seed=2)
+    values = (upper, lower, logits, torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 5]]), 0.5, 20)
+    exact = composition.group_sparsity(*values)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(composition.group_sparsity(*values), exact)
 
 
 def test_the_joint_phase_starts_above_the_mean() -> None:

@@ -15,8 +15,9 @@ from train.data.batch import Batch
 from train.learner import Learner
 from train.saes import load_sae, make_sae, save_sae
 from train.saes.base import SAE
-from train.saes.contrast import draw_one, draw_places, earlier_places, generator_of, info_nce, log_sum_of_negatives
+from train.saes.contrast import draw_one, draw_places, earlier_places, info_nce, log_sum_of_negatives
 from train.saes.contrastive import Contrastive
+from train.saes.parts import generator_of
 from train.schedule import Clock
 
 D, N_LATENTS, WINDOW = 8, 40, 6
@@ -95,27 +96,41 @@ def slow_loss(sae: Contrastive, batch: Batch, latents: Tensor, clock: Clock) -> 
     z = [row / row.norm() if row.any() else row for row in high]
     doc = batch.doc.flatten().tolist()
     places = draw_places(batch.valid, batch.n_valid, config.keys, generator)
-    keys = [(z[p], doc[p]) for p in places.tolist()]
-    keys += [(row, int(d)) for row, d in zip(sae.negatives, sae.negative_docs, strict=True)]
+    keys = [(z[p], doc[p], p) for p in places.tolist()]
+    keys += [(row, int(d), -1) for row, d in zip(sae.negatives, sae.negative_docs, strict=True)]
     means = []
     for reach in config.contrast_windows:
         before, there = earlier_places(batch, places[: config.anchors], reach)
+        if config.positives == "shuffled":
+            there = batch.doc.flatten()[places] != batch.doc.flatten()[places[: config.anchors], None]
+            before = places.expand(config.anchors, -1)
         one = draw_one(there, generator)
         losses = []
         for a, place in enumerate(places[: config.anchors].tolist()):
             s = int(before[a, one[a]])
             if not there[a, one[a]] or not z[place].any() or not z[s].any():
                 continue
-            others = [math.exp(float(z[place] @ key) / config.tau) for key, d in keys if d != doc[place] and key.any()]
-            positive = math.exp(float(z[place] @ z[s]) / config.tau)
-            losses.append(-math.log(positive / (positive + sum(others))) / math.log(1 + len(others)))
+            others = [
+                key
+                for key, d, p in keys
+                if key.any() and p not in (place, s) and (d != doc[place] or not config.same_document)
+            ]
+            views = []
+            for seen in (place, s) if config.symmetric else (place,):
+                negatives = sum(math.exp(float(z[seen] @ key) / config.tau) for key in others)
+                positive = math.exp(float(z[place] @ z[s]) / config.tau)
+                views.append(-math.log(positive / (positive + negatives)) / math.log(1 + len(others)))
+            losses.append(views)
         assert losses
-        means.append(sum(losses) / len(losses))
+        means += [sum(view) / len(view) for view in zip(*losses, strict=True)]
     return sum(means) / len(means)
 
 
-def test_loss_is_that_of_a_loop() -> None:
-    sae = contrastive(contrast_windows=(1, 3), tau=0.5)
+@pytest.mark.parametrize(
+    "options", [{}, {"same_document": False}, {"positives": "shuffled"}, {"same_document": False, "symmetric": True}]
+)
+def test_loss_is_that_of_a_loop(options: dict[str, object]) -> None:
+    sae = contrastive(contrast_windows=(1, 3), tau=0.5, **options)
     for step in range(3):
         batch = batch_of(seed=step)
         clock = Clock(50 + step, 100, 64)
@@ -129,7 +144,7 @@ def test_loss_is_that_of_a_loop() -> None:
 
 def test_equal_embeddings_cost_one_and_perfect_ones_nothing() -> None:
     allowed, chosen = torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 1, dtype=torch.bool)
-    count = torch.tensor([5, 5])
+    count = torch.tensor([[5], [5]])
     same = log_sum_of_negatives(torch.full((2, 5), 10.0), allowed)[:, None]
     assert info_nce(torch.full((2, 1), 10.0), chosen, same, count, True).item() == pytest.approx(1.0)
     assert info_nce(torch.full((2, 1), 10.0), chosen, same, count, False).item() == pytest.approx(math.log(6))
@@ -142,12 +157,24 @@ def test_anchors_without_negatives_or_positives_do_not_count() -> None:
     allowed = torch.tensor([[True, True], [False, False], [True, True]])
     chosen = torch.tensor([[True], [True], [False]])
     negatives = log_sum_of_negatives(similarity, allowed)[:, None]
-    loss = info_nce(torch.zeros(3, 1), chosen, negatives, allowed.sum(1), False)
+    loss = info_nce(torch.zeros(3, 1), chosen, negatives, allowed.sum(1, keepdim=True), False)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(3))  # of the first alone: 1 / (1 + 2)
     assert similarity.grad is not None
     assert torch.isfinite(similarity.grad).all()
     assert similarity.grad[1:].eq(0).all()
+
+
+@pytest.mark.parametrize("head", ["none", "random"])
+def test_similarities_are_float32_under_autocast(head: str) -> None:
+    sae = contrastive(head=head)
+    high, places = torch.rand(8, 2, sae.n_high, generator=torch.Generator().manual_seed(0)), torch.arange(16)
+    z = sae.embed(high, places)
+    exact = sae.similarity(z, z)
+    with torch.autocast("cpu", torch.bfloat16):
+        again = sae.embed(high, places)
+        assert torch.equal(again, z)
+        assert torch.equal(sae.similarity(again, again), exact)
 
 
 def test_the_buffer_holds_the_latest_embeddings_with_their_documents() -> None:

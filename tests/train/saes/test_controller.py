@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from common.errors import ConfigError
+from train.saes import REGISTRY, make_sae
 from train.saes.sparsity import L0Controller
 from train.schedule import Clock
 
@@ -52,9 +54,26 @@ def test_weight_stays_during_the_warmup_and_then_moves_by_the_rule() -> None:
     assert float(controller.weight) == pytest.approx(0.03 * 2 * math.exp(0.2), rel=1e-5)
 
 
+def test_a_late_start_is_as_the_end_of_the_warmup() -> None:
+    controller = L0Controller(0.03, 32.0)
+    controller.follow_(torch.tensor(64.0), Clock(40, 100, 1024))
+    assert float(controller.l0_average) == 64.0
+    assert float(controller.weight) == pytest.approx(0.03 * 2 * math.exp(0.1), rel=1e-5)
+
+
 def test_weight_stays_within_thirty_times_its_start() -> None:
     for l0, factor in ((0.0, 1 / 30), (1e4, 30.0)):
         controller = L0Controller(0.03, 32.0)
         for step in range(100):
             controller.follow_(torch.tensor(l0), Clock(step, 100, 1024))
         assert float(controller.weight) == pytest.approx(0.03 * factor, rel=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["standard", "panneal", "gated", "jumprelu", "tree", "multiscale", "contrastive"])
+def test_a_penalty_of_zero_that_is_to_be_led_is_refused(variant: str) -> None:
+    fields = REGISTRY[variant].Config.model_fields
+    name = "l0" if variant == "jumprelu" else "l1"
+    led = {"target_l0": 8.0} if "target_l0" in fields else {"sparsity": "l1"}
+    with pytest.raises(ConfigError, match=f"{name} = 0 cannot be led to an L0"):
+        make_sae(variant, {"d_sae": 64, name: 0.0} | led, 16, 0, "test")
+    make_sae(variant, {"d_sae": 64, name: 0.0}, 16, 0, "test")  # nothing leads it: no penalty

@@ -71,6 +71,6 @@ def test_calibration_moves_the_gate_to_the_target_and_no_magnitude() -> None:
     assert torch.equal(before[both], after[both])
 
 
-def test_first_average_of_adam_is_off() -> None:
+def test_first_average_of_adam_is_that_of_all_variants() -> None:
     optimizer = make_optimizer(new(), LearnerConfig(name="x", variant="gated"))
-    assert optimizer.param_groups[0]["betas"] == (0.0, 0.999)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.999)

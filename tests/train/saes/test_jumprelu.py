@@ -121,7 +121,7 @@ def test_kernel_share_counts_valid_pairs() -> None:
 def test_thresholds_move_and_stay_positive() -> None:
     sae = new(l0=0.05, theta=1e-3, bandwidth=0.05)
     learner = Learner(LearnerConfig(name="x", variant="jumprelu", lr=1e-2), sae, 40, torch.device("cpu"), torch.float32)
-    assert learner.optimizer.param_groups[0]["betas"] == (0.0, 0.999)
+    assert learner.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
     for step in range(40):
         learner.train_step(batch(seed=step), 50)
         assert (sae.theta > 0).all()

@@ -204,6 +204,15 @@ def test_separation_agrees_with_a_slow_reference() -> None:
     assert separation(-pair * torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])).item() == 0.0  # pointing apart
 
 
+def test_products_of_separation_are_float32_under_autocast() -> None:
+    rows, group = torch.nn.functional.normalize(randn(18, D), dim=-1), torch.tensor([group_of(i) for i in range(18)])
+    energies, valid = randn(3, 5, 4).square(), torch.ones(3, 5, dtype=torch.bool)
+    exact = separation(rows, group), correlation(energies, valid, 15)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(separation(rows, group), exact[0])
+        assert torch.equal(correlation(energies, valid, 15), exact[1])
+
+
 def test_separation_is_taken_every_fourth_step_and_counts_four_times() -> None:
     sae, batch = new(lambda_sep=0.2), packed()
     expected = 4 * 0.2 * slow_separation(sae.W_dec.detach(), [group_of(latent) for latent in range(18)])
@@ -227,6 +236,8 @@ def test_sampled_rows_depend_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPa
     assert [group_of(int(latent)) for latent in found] == group.tolist()
     assert len(set(found)) == 12
     assert not torch.equal(rows, sae.sampled_rows(12)[0])
+    sae.seed = 2**40  # the same in the 32 bits that torch takes of a seed
+    assert not torch.equal(rows, sae.sampled_rows(8)[0])
 
 
 def test_equal_budgets_keep_the_same_number_in_every_group() -> None:

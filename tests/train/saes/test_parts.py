@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from train.data.batch import Batch
+from train.saes import make_sae
 from train.saes.parts import (
     aux_k_loss,
     batch_top_k,
     count_silence_,
+    generator_of,
     geometric_median,
     reconstruction_loss,
     smallest_kept,
@@ -19,6 +22,7 @@ from train.saes.parts import (
     top_k,
     update_average_,
 )
+from train.schedule import Clock
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,6 +80,25 @@ def test_aux_k_is_zero_with_no_dead_latent_and_with_no_residual() -> None:
     assert aux_k_loss(randn(7, 1, 6), u, torch.zeros(12, dtype=torch.bool), W_dec, valid).item() == 0.0
     dead = torch.ones(12, dtype=torch.bool)
     assert aux_k_loss(torch.zeros(7, 1, 6), u, dead, W_dec, valid).item() == 0.0  # 0 spread
+
+
+def test_aux_k_has_a_gradient_of_zero_where_nothing_is_left_over() -> None:
+    u, W_dec = randn(7, 1, 12).relu().requires_grad_(), randn(12, 6).requires_grad_()
+    valid, dead = torch.ones(7, 1, dtype=torch.bool), torch.ones(12, dtype=torch.bool)
+    aux_k_loss(torch.zeros(7, 1, 6), u, dead, W_dec, valid).backward()
+    for leaf in (u, W_dec):
+        assert leaf.grad is not None
+        assert leaf.grad.eq(0).all()
+
+
+@pytest.mark.parametrize("seed", [0, 2**32, 2**40])
+def test_draws_of_a_step_depend_on_the_seed_and_the_step(seed: int) -> None:
+    def drawn(seed: int, step: int) -> Tensor:
+        return torch.rand(4, generator=generator_of(seed, step, torch.device("cpu")))
+
+    assert torch.equal(drawn(seed, 7), drawn(seed, 7))
+    for other in (drawn(seed + 1, 7), drawn(seed + 2**32, 7), drawn(seed, 8)):
+        assert not torch.equal(other, drawn(seed, 7))
 
 
 def test_gradients_of_reconstruction_and_aux_agree_with_finite_differences() -> None:
@@ -140,6 +163,14 @@ def test_average_is_set_first_and_moves_after() -> None:
     assert average.item() == 2.0
     update_average_(average, torch.tensor(4.0), 0.9, first=False)
     assert average.item() == pytest.approx(2.2)
+    update_average_(average, torch.tensor(math.inf), 0.9, first=False)
+    assert average.item() == pytest.approx(2.2)
+
+
+def test_average_takes_the_first_value_whenever_it_comes() -> None:
+    average = torch.tensor(math.inf)
+    update_average_(average, torch.tensor(2.0), 0.9, first=False)
+    assert average.item() == 2.0
 
 
 def test_smallest_kept_is_the_smallest_positive_latent() -> None:
@@ -159,3 +190,9 @@ def test_geometric_median_is_not_drawn_away_by_an_outlier() -> None:
     points = torch.cat([randn(200, 4), torch.full((1, 4), 1e4)])
     assert geometric_median(points).norm() < 0.5
     assert points.mean(0).norm() > 50
+
+
+def test_annealing_starts_from_at_most_all_latents() -> None:
+    sae = make_sae("topk", {"d_sae": 8, "k": 2, "k_anneal": 0.5}, 64, 0, "test")  # d / 4 = 16
+    latents = sae.training_pass(Batch.of(randn(5, 1, 64)), Clock(0, 100, 5)).latents
+    assert (latents > 0).sum() > 2 * 5

@@ -116,3 +116,10 @@ def test_lag_filter_by_hand() -> None:
     values = torch.tensor([1.0, 10.0, 100.0, 1000.0])[None, :, None]
     got = lagged(values, torch.tensor([[1.0], [0.5]]), Batch.of(values))
     assert got.flatten().tolist() == [0.0, 1.0, 10.5, 105.0]
+
+
+def test_lag_filter_is_float32_under_autocast() -> None:
+    batch, values, weights = packed(), randn(B, T, R, seed=1), randn(6, R, seed=2)
+    exact = lagged(values, weights, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lagged(values, weights, batch), exact)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from common.errors import ConfigError
 from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
@@ -292,9 +293,34 @@ def test_position_gates_start_open_and_are_penalised_in_the_second_half() -> Non
     early, late = (sae.training_pass(batch, Clock(step, 100, B * T)).parts["position_gates"] for step in (49, 50))
     assert float(early) == 0.0
     assert float(late) == pytest.approx(1e-3 * 0.9734, rel=1e-4)
-    first, again, other = (hard_concrete(sae.z, step) for step in (3, 3, 4))
-    assert torch.equal(first, again)  # a function of the step: a resumed run draws the same
-    assert not torch.equal(first, other)
+
+
+def test_position_gates_are_drawn_by_seed_and_step() -> None:
+    options, batch = {"d_sae": LATENTS, "k": K, "window": T, "position_gate": True}, packed(randn(B, T, D))
+    terms = []
+    for seed, step in ((0, 3), (0, 3), (0, 4), (2**40, 3)):
+        sae = make_sae("relational", options, D, seed, "test")
+        assert isinstance(sae, Relational)
+        with torch.no_grad():
+            sae.U.fill_(1.0)
+            sae.V.fill_(1.0)
+        terms.append(sae.position_term(batch, Clock(step, 100, B * T)))
+    assert torch.equal(terms[0], terms[1])  # a resumed run draws the same
+    assert not torch.equal(terms[0], terms[2])
+    assert not torch.equal(terms[0], terms[3])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"no_gate": True, "gate_penalty": 0.1}, "gate_penalty has no gate to act on"),
+        ({"no_attention": True, "no_position": True, "gate_penalty": 0.1}, "gate_penalty has no gate to act on"),
+        ({"no_position": True, "position_gate": True}, "which no_position leaves out"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        new(**options)
 
 
 def test_gate_penalty_is_the_mean_gate_of_valid_places() -> None:

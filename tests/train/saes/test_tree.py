@@ -89,6 +89,11 @@ def test_weights_that_leave_no_loss_are_refused() -> None:
         tree(nesting=[1.0, 1.0, 0.0])
 
 
+def test_levels_that_would_see_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="would see neither x nor an aggregate"):
+        tree(no_enc_skip=True, kappa=0.0)
+
+
 def test_parents_start_near_the_sum_of_their_children() -> None:
     sae = tree(64)
     parent = sae.parent[sae.forest.spans[LEAF]]
@@ -302,6 +307,8 @@ def test_swaps_depend_on_the_step_and_nothing_else() -> None:
     )
     assert one == again
     assert one != other
+    sae.seed = 2**40  # the same in the 32 bits that torch takes of a seed
+    assert sae.training_pass(x, Clock(5, 100, 64)).parts["reconstruction"].item() != one
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
