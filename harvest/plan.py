@@ -58,11 +58,15 @@ class Plan:
     @property
     def total_bytes(self) -> int:
         """Size of the finished store's chunk files, uncompressed."""
-        chunk = int(self.identity["chunk_sequences"])
-        rows = -(-self.n_sequences // chunk) * chunk
-        widths = (self.held | self.widths).values()
-        per_token = 8 + sum(4 + width * NUMPY[self.identity["dtype"]].itemsize for width in widths)
-        return rows * self.context * per_token
+        return stored_bytes(self.n_sequences, self.identity, (self.held | self.widths).values())
+
+
+def stored_bytes(n_sequences: int, identity: dict[str, Any], widths: Iterable[int]) -> int:
+    """Size of a store's chunk files, uncompressed, with hooks of these widths."""
+    chunk = int(identity["chunk_sequences"])
+    rows = -(-n_sequences // chunk) * chunk
+    per_token = 8 + sum(4 + width * NUMPY[identity["dtype"]].itemsize for width in widths)
+    return rows * int(identity["context"]) * per_token
 
 
 def make_plan(config: HarvestConfig) -> Plan:

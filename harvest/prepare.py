@@ -27,11 +27,21 @@ def check_room(plan: Plan) -> None:
     size, limit = plan.total_bytes, plan.config.max_bytes
     if limit is not None and size > limit:
         raise ConfigError(f"--max-bytes {limit:,}: this store takes {size:,}. Ask for fewer --tokens or hooks.")
-    there = sum(file.stat().st_size for file in plan.path.rglob("*") if file.is_file()) if plan.path.exists() else 0
-    free = free_bytes(plan.path)
-    if plan.identity["compression"] is None and size - there > free:
+    if plan.identity["compression"] is None:
+        refuse_full_disk(plan.path, size)
+
+
+def refuse_full_disk(path: Path, size: int) -> None:
+    """Refuse a store of `size` bytes that cannot fit, beside what is there of it already.
+
+    Raises:
+        StoreError: more bytes to write than there is room.
+    """
+    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
+    free = free_bytes(path)
+    if size - there > free:
         raise StoreError(
-            f"{plan.path}: {size - there:,} bytes to write, {free:,} free on the disk. "
+            f"{path}: {size - there:,} bytes to write, {free:,} free on the disk. "
             "Ask for fewer --tokens, or put the store elsewhere with --out."
         )
 

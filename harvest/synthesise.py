@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from common.checks import Problem
 from common.console import Progress
 from common.dtypes import TORCH, to_numpy
 from common.errors import Interrupted, StoreError
@@ -19,12 +20,12 @@ from common.files import exclusive, fingerprint
 from common.layout import DOCUMENTS, FORMAT, TOKENS, acts_array, norms_array, partial_array
 from common.stopping import Stop
 from common.store import Store
-from common.truth import write_truth
+from common.truth import TRUTH_FILE, read_truth, write_truth
 from harvest.config import ToyConfig
 from harvest.forward import Harvested, missing_chunks
 from harvest.moments import PartialSums
-from harvest.plan import default_chunk, refuse_other_identity
-from harvest.prepare import refuse_other_files
+from harvest.plan import default_chunk, refuse_other_identity, stored_bytes
+from harvest.prepare import refuse_full_disk, refuse_other_files
 from harvest.run import Outcome, outcome
 from harvest.toys import D_MODEL, LEAST, LONGEST, MOST, NOISE, SHORTEST, TokenStream, Toy, make_toy
 
@@ -36,12 +37,15 @@ def synthesise(config: ToyConfig, stop: Stop) -> Outcome:
     """Write the toy store that `config` describes, or what is missing of it.
 
     Raises:
-        StoreError: another store or other files lie there, another process writes it, or the disk is full.
+        StoreError: another store or other files lie there, another process writes it, or the disk is too full.
         Interrupted: asked to stop; the same call goes on.
     """
     path, toy = config.store_path(), make_toy(config.name, config.seed)
     if path.is_file():
         raise StoreError(f"{path}: a file, not a store. Choose another --out.")
+    existing = Store.open(path) if (path / "zarr.json").exists() else None
+    identity, n_sequences = identity_of(config, toy, existing), sequences_to_hold(config, existing)
+    refuse_full_disk(path, stored_bytes(n_sequences, identity, [D_MODEL]))
     with exclusive(path, "store"):
         store = prepare(config, toy)
         write_truth(path, toy.truth)
@@ -61,26 +65,34 @@ def prepare(config: ToyConfig, toy: Toy) -> Store:
     Raises:
         StoreError: a store of another identity lies there; the message is the difference.
     """
-    path, n_sequences = config.store_path(), -(-config.tokens // config.context)
+    path = config.store_path()
     if not (path / "zarr.json").exists():
         refuse_other_files(path)
-        chunk = config.chunk_sequences or default_chunk(n_sequences, config.context, [D_MODEL], config.dtype)
-        return Store.create(path, new_header(config, toy, n_sequences, chunk))
+        return Store.create(path, new_header(config, toy))
     store = Store.open(path)
-    refuse_other_identity(store, identity_of(config, toy, config.chunk_sequences or store.chunk_sequences))
+    refuse_other_identity(store, identity_of(config, toy, store))
     for leftover in store.leftovers():
         leftover.unlink()
-    written = len(store.usable_chunks(HOOK)) * store.chunk_sequences
-    asked = n_sequences if "tokens" in config.model_fields_set else store.n_sequences
-    held = max(asked, min(store.n_sequences, written))  # fewer only while they are not written yet
+    held = sequences_to_hold(config, store)
     if held != store.n_sequences:
         store.header = store.header | {"n_sequences": held}
         store.write_metadata()
     return store
 
 
-def identity_of(config: ToyConfig, toy: Toy, chunk_sequences: int) -> dict[str, Any]:
-    """What decides the bytes, under the keys of every store."""
+def sequences_to_hold(config: ToyConfig, existing: Store | None) -> int:
+    """Sequences asked for; of an existing store fewer than it has only while they are not written yet."""
+    asked = -(-config.tokens // config.context)
+    if existing is None:
+        return asked
+    written = len(existing.usable_chunks(HOOK)) * existing.chunk_sequences
+    asked = asked if "tokens" in config.model_fields_set else existing.n_sequences
+    return max(asked, min(existing.n_sequences, written))
+
+
+def identity_of(config: ToyConfig, toy: Toy, existing: Store | None = None) -> dict[str, Any]:
+    """What decides the bytes, under the keys of every store; an existing one keeps its chunks."""
+    chunk = config.chunk_sequences or (existing.chunk_sequences if existing else None)
     made_of = {"noise": NOISE, "amplitude": [LEAST, MOST], "document": [SHORTEST, LONGEST]} | toy.parameters
     return {
         "format": FORMAT,
@@ -93,14 +105,15 @@ def identity_of(config: ToyConfig, toy: Toy, chunk_sequences: int) -> dict[str, 
         "bos": False,
         "dtype": config.dtype,
         "compression": None,
-        "chunk_sequences": chunk_sequences,
+        "chunk_sequences": chunk
+        or default_chunk(sequences_to_hold(config, None), config.context, [D_MODEL], config.dtype),
         "seed": config.seed,
     }
 
 
-def new_header(config: ToyConfig, toy: Toy, n_sequences: int, chunk_sequences: int) -> dict[str, Any]:
+def new_header(config: ToyConfig, toy: Toy) -> dict[str, Any]:
     """The root attributes of a new toy store."""
-    identity = identity_of(config, toy, chunk_sequences)
+    identity = identity_of(config, toy)
     hook = {
         "d_model": D_MODEL,
         "dtype": config.dtype,
@@ -110,13 +123,30 @@ def new_header(config: ToyConfig, toy: Toy, n_sequences: int, chunk_sequences: i
     return {
         "identity": identity,
         "hooks": {HOOK: hook},
-        "n_sequences": n_sequences,
+        "n_sequences": sequences_to_hold(config, None),
         "corpus_dry": False,
         "special_tokens": [],
         "vocabulary": len(toy.truth.directions) + 1,  # the last id: no feature is active
         "n_layers": 0,
         "settings": {"model": config.name, "revision": None, "tokenizer": None, "batch_size": None},
     }
+
+
+def check_truth(store: Store) -> list[Problem]:
+    """What is wrong with the truth of a toy store; nothing for other stores."""
+    if not is_toy(store):
+        return []
+    try:
+        read_truth(store.path)
+    except StoreError:
+        there = (store.path / TRUTH_FILE).exists()
+        return [Problem(TRUTH_FILE, None, "it cannot be read" if there else "the file is missing")]
+    return []
+
+
+def write_truth_again(store: Store) -> None:
+    """Put the truth that made a toy store beside it once more."""
+    write_truth(store.path, make_toy(store.identity["model"]["toy"], store.identity["seed"]).truth)
 
 
 def write_chunks(store: Store, stop: Stop, only: set[int] | None = None) -> Harvested:

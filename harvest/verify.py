@@ -14,7 +14,7 @@ from common.stopping import Stop
 from common.store import Store
 from harvest.forward import forward, missing_chunks
 from harvest.plan import plan_for_repair
-from harvest.synthesise import is_toy, write_chunks
+from harvest.synthesise import check_truth, is_toy, write_chunks, write_truth_again
 from harvest.tokenize import tokenise
 
 
@@ -34,7 +34,7 @@ class Report:
 
 
 def verify(path: Path, stop: Stop) -> Report:
-    """Check every committed chunk: present, whole, checksum, finite, token ids in range; the journal; the summaries.
+    """Check every committed chunk: present, whole, checksum, finite, token ids in range; journal; summaries; truth.
 
     Raises:
         Interrupted: asked to stop.
@@ -45,7 +45,8 @@ def verify(path: Path, stop: Stop) -> Report:
             raise Interrupted(f"stopped by {stop.signal_name} while checking; run the same command again.")
 
     store = Store.open(path)
-    return Report(list(problems_of(store, go_on)), len(store.journal.entries), count_missing(store))
+    problems = [*problems_of(store, go_on), *check_truth(store)]
+    return Report(problems, len(store.journal.entries), count_missing(store))
 
 
 def count_missing(store: Store) -> int:
@@ -78,6 +79,8 @@ def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
         harvest_again(store, damaged, stop)
     if any(problem.array in store.array_names() and problem.chunk is None for problem in problems):
         store.write_summary()
+    if check_truth(store):
+        write_truth_again(store)
     store.journal.rewrite()
 
 

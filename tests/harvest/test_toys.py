@@ -158,6 +158,31 @@ def test_damage_is_repaired_with_the_same_bytes(tmp_path: Path) -> None:
     assert unequal(whole.path, store.path) == []
 
 
+def test_a_lost_or_torn_truth_is_told_and_brought_back(tmp_path: Path) -> None:
+    file = made(tmp_path / "x.zarr").path / TRUTH_FILE
+    whole = file.read_bytes()
+    for left, told in ((None, "the file is missing"), (b"torn", "it cannot be read")):
+        file.unlink()
+        if left is not None:
+            file.write_bytes(left)
+        assert [str(problem) for problem in verify(file.parent, Stop()).problems] == [f"{TRUTH_FILE}: {told}"]
+        assert repair(file.parent, Stop()).problems == []
+        assert file.read_bytes() == whole
+
+
+def test_a_toy_that_does_not_fit_on_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 8 chunks of 16 sequences of 32 tokens, each 8 bytes of ids, 4 of norm and 64 floats
+    size = 8 * 16 * 32 * (8 + 4 + 64 * 4)
+    monkeypatch.setattr("harvest.prepare.free_bytes", lambda path: size - 1)
+    with pytest.raises(StoreError, match=f"{size:,} bytes to write, {size - 1:,} free on the disk"):
+        made(tmp_path / "x.zarr")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr("harvest.prepare.free_bytes", lambda path: size)
+    made(tmp_path / "x.zarr")
+    monkeypatch.setattr("harvest.prepare.free_bytes", lambda path: 0)
+    made(tmp_path / "x.zarr")  # all is there
+
+
 def test_another_toy_in_the_place_is_refused_with_the_difference(tmp_path: Path) -> None:
     made(tmp_path / "x.zarr")
     with pytest.raises(StoreError, match=r"model\.toy: toy-m → toy-t.*seed: 0 → 1"):
