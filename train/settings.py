@@ -42,10 +42,10 @@ def fit_config(
     for name, given in (("learner", tables), ("grid", grids)):
         if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
             raise ConfigError(f"{where}: {name}s are given as [[{name}]] tables.")
-    tables = tables + [entry for grid in grids for entry in expand_grid(grid, where)]
+    tables = tables + [entry for grid in grids for entry in expand_grid(replaced(grid, shared), where)]
     if variants:
         tables = [{"variant": variant} for variant in variants]
-    tables = with_names(tables, where)
+    tables = with_names(tables, "--variant" if variants else where)
     for entry in tables:
         apply_shared(entry, shared)
     for text in settings:
@@ -72,7 +72,7 @@ def with_names(tables: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
         if "variant" not in entry:
             raise ConfigError(f'{where}: a [[learner]] table needs variant = "…".')
         variant = str(entry["variant"])
-        variant_class(variant)
+        refuse_unknown(variant, where)
         taken = {other["name"] for other in named}
         name, number = variant, 1
         while name in taken:
@@ -80,6 +80,24 @@ def with_names(tables: list[dict[str, Any]], where: str) -> list[dict[str, Any]]
             name = f"{variant}-{number}"
         named.append({"name": name, **entry})
     return named
+
+
+def refuse_unknown(variant: str, where: str) -> None:
+    """Nothing, if it is a variant.
+
+    Raises:
+        ConfigError: it is none; says where it was named.
+    """
+    try:
+        variant_class(variant)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def replaced(grid: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """A [[grid]] table with the flags for every learner in place of its own lists; --k stands for `target_l0` too."""
+    gone = {"target_l0"} if "k" in shared else set()
+    return {key: value for key, value in grid.items() if key not in gone} | shared
 
 
 def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
@@ -90,12 +108,14 @@ def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
     left out for the others; combinations that are then equal appear once.
 
     Raises:
-        ConfigError: no variant, an unknown one, an empty list, or a key that none of the variants knows.
+        ConfigError: no variant, an unknown one, an empty list, a key that no variant knows, or k beside target_l0.
     """
-    variants = grid.get("variant", [])
-    variants = [variants] if isinstance(variants, str) else variants
-    if not variants:
+    given = grid.get("variant", [])
+    variants = given if isinstance(given, list) else [given]
+    if not variants or not all(isinstance(variant, str) for variant in variants):
         raise ConfigError(f'{where}: a [[grid]] table needs variant = "…" or a list of them.')
+    for variant in variants:
+        refuse_unknown(variant, f"{where}: [[grid]]")
     lists = {key: as_list(key, value, variants) for key, value in grid.items() if key not in ("variant", "name")}
     known = LEARNER_KEYS.union(*(option_keys({"variant": variant}) for variant in variants), {"k"})
     for key, values in lists.items():
@@ -103,7 +123,10 @@ def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
             raise ConfigError(f"{where}: unknown setting '{key}' in [[grid]].{nearest(key, known)}")
         if not values:
             raise ConfigError(f"{where}: {key} = [] in [[grid]]: an empty list makes no learner.")
-    entries: dict[str, dict[str, Any]] = {}
+    if {"k", "target_l0"} <= lists.keys():
+        raise ConfigError(f"{where}: k and target_l0 in one [[grid]]: k is the target_l0 of a penalty. Give k alone.")
+    entries: list[dict[str, Any]] = []
+    made: list[LearnerConfig] = []
     for variant in variants:
         first = f"{grid['name']}-{variant}" if "name" in grid and len(variants) > 1 else str(grid.get("name", variant))
         for combination in itertools.product(*lists.values()):
@@ -113,18 +136,21 @@ def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
             taken = entry.keys() | ({"k"} if "target_l0" in entry else set())
             varying = [f"{key}{as_name(chosen[key])}" for key in lists if len(lists[key]) > 1 and key in taken]
             entry["name"] = "-".join([first, *varying])
-            entries[entry["name"]] = entry
-    return list(entries.values())
+            learner = learner_config(entry, f"{where}: learner '{entry['name']}'").model_copy(update={"name": first})
+            if learner not in made:
+                made.append(learner)
+                entries.append(entry)
+    return entries
 
 
 def as_list(key: str, value: Any, variants: list[str]) -> list[Any]:
-    """The values of a grid's key. A setting that is a list itself takes a list of lists to vary."""
+    """The values of a grid's key, each once. A setting that is a list itself takes a list of lists to vary."""
     fields = [variant_class(variant).Config.model_fields for variant in variants]
     kinds = [known[key].annotation for known in fields if key in known]
     is_list = any(tuple in (get_origin(kind), *map(get_origin, get_args(kind))) for kind in kinds)
-    if not isinstance(value, list):
-        return [value]
-    return [value] if is_list and not all(isinstance(entry, list) for entry in value) else value
+    one = not isinstance(value, list) or (is_list and not all(isinstance(entry, list) for entry in value))
+    values = [parse_count(entry) for entry in ([value] if one else value)]  # "1k" and 1000 are one value
+    return [entry for index, entry in enumerate(values) if entry not in values[:index]]
 
 
 def as_name(value: Any) -> str:

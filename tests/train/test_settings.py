@@ -88,7 +88,7 @@ def test_a_length_by_flag_replaces_the_one_in_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"variants": ["topkk"]}, r"unknown variant 'topkk'\. Did you mean 'topk'\?"),
+        ({"variants": ["topkk"]}, r"--variant: unknown variant 'topkk'\. Did you mean 'topk'\?"),
         ({"variants": ["topk"], "settings": ("kk=3",)}, r"--set kk=3: unknown setting 'kk'\. Did you mean 'k'\?"),
         ({"variants": ["topk"], "settings": ("k",)}, r"--set k: write it as key=value"),
         ({"variants": ["topk"], "settings": ("topc.k=3",)}, r"no learner 'topc'\. Did you mean 'topk'\?"),
@@ -126,6 +126,7 @@ def test_a_run_needs_a_length() -> None:
         ("cache = \n", "not valid TOML"),
         ('cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topk"\noptions = 3\n', "options = 3: a table"),
         ("steps = 1\n", "--cache is needed"),
+        ('cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topq"\n', "unknown variant 'topq'"),
     ],
 )
 def test_mistakes_in_a_file_name_the_file(text: str, message: str, tmp_path: Path) -> None:
@@ -184,10 +185,42 @@ def test_a_grid_stands_beside_learners_and_takes_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('variant = "topk"\nk = ["1k", 1000]', ["topk"]),
+        ('variant = "topk"\nk = ["1k", 1000, 8]', ["topk-k1000", "topk-k8"]),
+        ('variant = "topk"\nlr = ["1e-3", 0.001]', ["topk-lr1e-3"]),
+        ('variant = ["topk", "topk"]\nseed = [3, 3]', ["topk"]),
+    ],
+)
+def test_a_grid_makes_each_learner_once_however_it_is_spelled(tmp_path: Path, text: str, expected: list[str]) -> None:
+    assert names(grid(tmp_path, text)) == expected
+
+
+def test_different_learners_of_a_grid_never_share_a_name(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="two learners are called 'topk-aux_alpha1_2'"):
+        grid(tmp_path, 'variant = "topk"\naux_alpha = ["1/2", "1_2", "1:2"]')
+
+
+@pytest.mark.parametrize("key", ["k", "target_l0"])
+def test_a_flag_replaces_the_list_of_a_grid_before_it_is_expanded(tmp_path: Path, key: str) -> None:
+    text = f'variant = "standard"\n{key} = [16, 32]\nseed = [0, 1]\nd_sae = [512, 1024]\nlr = [1e-3, 1e-4]'
+    file = toml(tmp_path, f'cache = "c.zarr"\nsteps = 10\n[[grid]]\n{text}')
+    config = from_flags(file=file, shared={"k": "8", "d_sae": "1k", "lr": "0.01"})
+    assert names(config) == ["standard-seed0", "standard-seed1"]
+    assert [learner.options for learner in config.learner] == [{"target_l0": 8, "d_sae": 1000}] * 2
+    assert config.learner[0].lr == 0.01
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("k = [1, 2]", r"a \[\[grid\]\] table needs variant"),
-        ('variant = "topq"', "unknown variant 'topq'"),
+        ("variant = 5", r"study\.toml: a \[\[grid\]\] table needs variant"),
+        ("variant = [5]", r"a \[\[grid\]\] table needs variant"),
+        ('variant = [["topk"]]', r"a \[\[grid\]\] table needs variant"),
+        ('variant = "topq"', r"study\.toml: \[\[grid\]\]: unknown variant 'topq'\. Did you mean 'topk'"),
+        ('variant = ["standard", "topk"]\nk = [8]\ntarget_l0 = [8]', "k and target_l0 in one"),
         ('variant = "topk"\nsede = [1]', r"unknown setting 'sede' in \[\[grid\]\]\. Did you mean 'seed'"),
         ('variant = "topk"\nk = []', "an empty list makes no learner"),
         ('variant = "topk"\n[[learner]]\nvariant = "topk"', "two learners are called 'topk'"),
