@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import ConfigError, DataError, GranaryError, StoreError
 from train.checkpoint import newest_whole, save_checkpoint
 from train.config import FitConfig
-from train.data.reader import Batches, DataPlan
+from train.data.reader import Batches
 from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
 from train.saes.base import SAEConfig
@@ -80,13 +80,12 @@ def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: 
     return Amount(asked, asked / per_pass)
 
 
-def starting_point(batches: Batches, plan: DataPlan) -> tuple[float, Tensor]:
+def starting_point(batches: Batches, window: int) -> tuple[float, Tensor]:
     """Input scale 1/√E‖x‖² over the training tokens, and the geometric median of a fixed sample, scaled.
 
-    The sample is the first tokens of the batch order, looked at and not consumed.
+    The sample is the first tokens of the batch order of this window length, looked at and not consumed.
     """
-    scale = 1 / math.sqrt(plan.mean_squared_norm)
-    window = min(plan.windows)
+    scale = 1 / math.sqrt(batches.plan.mean_squared_norm)
     n_windows = min(START_TOKENS // window, batches.windows_per_pass(window))
     batch = batches.batch(0, max(n_windows, 1), window)
     return scale, geometric_median(batch.x[batch.valid].float() * scale)

@@ -214,9 +214,10 @@ def new_learner(run: Run, config: LearnerConfig) -> Learner:
 
 def started(run: Run, config: LearnerConfig) -> Learner:
     """A new learner with its input scale and starting point."""
-    if run.start is None:
-        run.start = starting_point(run.batches, run.plan)
-    scale, b_dec = run.start
+    window = run.saes[config.name].window
+    if window not in run.start:
+        run.start[window] = starting_point(run.batches, window)
+    scale, b_dec = run.start[window]
     learner = new_learner(run, config)
     learner.sae.start(scale, b_dec.to(learner.device))
     return learner

@@ -77,7 +77,7 @@ class Run:
         saes: settled settings of every learner's variant, by the learner's name.
         learners: those in memory now, stepped together; the others wait for their turn or have ended.
         failed: learners that failed this time; they are not tried again before the next.
-        start: input scale and first b_dec of every learner, once known.
+        start: input scale and first b_dec of the learners of a window length, once known.
     """
 
     config: FitConfig
@@ -97,7 +97,7 @@ class Run:
     checkpoint_every: int
     learners: list[Learner] = field(default_factory=list)
     failed: set[str] = field(default_factory=set)
-    start: tuple[float, Tensor] | None = None
+    start: dict[int, tuple[float, Tensor]] = field(default_factory=dict)
     sitting: Sitting = field(default_factory=Sitting)
     sample: dict[int, list[Batch]] = field(default_factory=dict)
 

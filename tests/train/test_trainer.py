@@ -92,7 +92,7 @@ def test_a_run_leaves_the_files_and_figures_promised(shared_store: Path, tmp_pat
         assert (result["training_steps"], result["requested_steps"], result["state"]) == (40, 40, "finished")
         assert result["tokens_seen"] == 10_240
         assert isinstance(result["final_loss"], float)
-        assert result["lr"] == default_lr(40, 32) == 1e-2
+        assert result["lr"] == REGISTRY[variant].lr_scale * default_lr(40, 32)
         assert result["reason"]
         assert result["metrics"]["explained_variance"] > 0 or not REGISTRY[variant].trained
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
