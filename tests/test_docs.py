@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import shlex
 from collections.abc import Iterable
@@ -299,10 +300,11 @@ def test_toml_example_trains_to_its_end(text: str, shared_store: Path, tmp_path:
     file = tmp_path / "example.toml"
     file.write_text(text)
     flags = {"cache": shared_store, "out": tmp_path / "run", "steps": "3", "batch_size": "256", "device": "cpu"}
-    outcome = fit(fit_config(file, flags, (), {}, ()), Stop())
+    outcome = fit(fit_config(file, flags, (), {"d_sae": "64"}, ()), Stop())
     assert outcome.state == "finished"
     listed = read_toml(file)
-    assert len(outcome.learners) >= len(listed.get("learner", [])) + len(listed.get("grid", []))
+    combinations = (math.prod(len(v) for v in grid.values() if isinstance(v, list)) for grid in listed.get("grid", []))
+    assert len(outcome.learners) == len(listed.get("learner", [])) + sum(combinations)
 
 
 def test_python_examples_run_in_order(
