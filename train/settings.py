@@ -108,6 +108,31 @@ def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
     left out for the others; combinations that are then equal appear once.
 
     Raises:
+        ConfigError: as `grid_lists`, or a value that does not fit.
+    """
+    variants, lists = grid_lists(grid, where)
+    entries: list[dict[str, Any]] = []
+    made: list[LearnerConfig] = []
+    for variant in variants:
+        first = f"{grid['name']}-{variant}" if "name" in grid and len(variants) > 1 else str(grid.get("name", variant))
+        for combination in itertools.product(*lists.values()):
+            chosen = dict(zip(lists, combination, strict=True))
+            entry: dict[str, Any] = {"variant": variant}
+            apply_shared(entry, chosen)
+            taken = entry.keys() | ({"k"} if "target_l0" in entry else set())
+            varying = [f"{key}{as_name(chosen[key])}" for key in lists if len(lists[key]) > 1 and key in taken]
+            entry["name"] = "-".join([first, *varying])
+            learner = learner_config(entry, f"{where}: learner '{entry['name']}'").model_copy(update={"name": first})
+            if learner not in made:
+                made.append(learner)
+                entries.append(entry)
+    return entries
+
+
+def grid_lists(grid: dict[str, Any], where: str) -> tuple[list[str], dict[str, list[Any]]]:
+    """A [[grid]] table's variants, and the values of each of its other keys but the name.
+
+    Raises:
         ConfigError: no variant, an unknown one, an empty list, a key that no variant knows, or k beside target_l0.
     """
     given = grid.get("variant", [])
@@ -125,22 +150,7 @@ def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:
             raise ConfigError(f"{where}: {key} = [] in [[grid]]: an empty list makes no learner.")
     if {"k", "target_l0"} <= lists.keys():
         raise ConfigError(f"{where}: k and target_l0 in one [[grid]]: k is the target_l0 of a penalty. Give k alone.")
-    entries: list[dict[str, Any]] = []
-    made: list[LearnerConfig] = []
-    for variant in variants:
-        first = f"{grid['name']}-{variant}" if "name" in grid and len(variants) > 1 else str(grid.get("name", variant))
-        for combination in itertools.product(*lists.values()):
-            chosen = dict(zip(lists, combination, strict=True))
-            entry: dict[str, Any] = {"variant": variant}
-            apply_shared(entry, chosen)
-            taken = entry.keys() | ({"k"} if "target_l0" in entry else set())
-            varying = [f"{key}{as_name(chosen[key])}" for key in lists if len(lists[key]) > 1 and key in taken]
-            entry["name"] = "-".join([first, *varying])
-            learner = learner_config(entry, f"{where}: learner '{entry['name']}'").model_copy(update={"name": first})
-            if learner not in made:
-                made.append(learner)
-                entries.append(entry)
-    return entries
+    return variants, lists
 
 
 def as_list(key: str, value: Any, variants: list[str]) -> list[Any]:

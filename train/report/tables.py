@@ -76,10 +76,10 @@ def compare(points: Sequence[Point], l0s: Sequence[float] | None = None, baselin
     rows = []
     for l0 in wanted:
         table = {name: at_l0(members, l0) for name, members in aiming.items()}
-        say_left_out(table, aiming, l0)
         found = make_rows({name: seeds for name, seeds in table.items() if seeds}, l0, baseline)
         if l0s and not found:
             raise ConfigError(no_l0([l0], aiming))
+        say_left_out(table, aiming, l0)
         rows += found
     if not rows and not aimless:
         raise ConfigError(no_l0(wanted, aiming))
@@ -108,7 +108,7 @@ def no_l0(wanted: Sequence[float], kinds: dict[str, list[Point]]) -> str:
     """The message where no learner has an L0 wanted."""
     measured = "; ".join(f"{name}: {reach(members)}" for name, members in kinds.items())
     l0s = ", ".join(f"{l0:g}" for l0 in wanted)
-    return f"L0 {l0s}: no learner comes within a tenth of it ({measured or 'none aims at an L0'}). Choose with --l0."
+    return f"L0 {l0s}: no learner comes within a tenth of it ({measured or 'none aims at an L0'}). Choose others with --l0."
 
 
 def make_rows(table: dict[str, dict[int, dict[str, float]]], l0: float | None, baseline: str) -> list[Row]:
