@@ -108,7 +108,7 @@ def no_l0(wanted: Sequence[float], kinds: dict[str, list[Point]]) -> str:
     """The message where no learner has an L0 wanted."""
     measured = "; ".join(f"{name}: {reach(members)}" for name, members in kinds.items())
     l0s = ", ".join(f"{l0:g}" for l0 in wanted)
-    return f"L0 {l0s}: no learner comes within a tenth of it ({measured or 'none aims at an L0'}). Choose others with --l0."
+    return f"L0 {l0s}: no learner comes within a tenth ({measured or 'none aims at an L0'}). Choose others with --l0."
 
 
 def make_rows(table: dict[str, dict[int, dict[str, float]]], l0: float | None, baseline: str) -> list[Row]:
