@@ -22,7 +22,7 @@ EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.toml"))
 
 def harvest_commands(file: Path) -> list[list[str]]:
     """The `harvest run` lines of an example's head, as arguments."""
-    lines = re.findall(r"# (?:First: )?harvest run (.*)", file.read_text())
+    lines = re.findall(r"# harvest run (.*)", file.read_text())
     return [shlex.split(line) for line in lines]
 
 
