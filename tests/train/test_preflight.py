@@ -141,7 +141,5 @@ def test_memory_that_does_not_do_for_one_step_is_told_before_step_0(
 
     monkeypatch.setattr(Learner, "train_step", fail)
     learner = {"name": "topk", "variant": "topk", "options": {"d_sae": 32, "k": 4}}
-    with pytest.raises(
-        ConfigError, match=r"out of memory in the first step\. Lower --batch-size or --d-sae\.$"
-    ):
+    with pytest.raises(ConfigError, match=r"out of memory in the first step\. Lower --batch-size or --d-sae\.$"):
         fit(config(cache=shared_store, out=tmp_path / "r", steps=2, batch_size=64, learner=(learner,)), Stop())
