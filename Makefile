@@ -7,7 +7,7 @@ TORCH ?= torch
 BIN = $(VENV)/bin
 READY = $(VENV)/.granary-ready
 
-.PHONY: demo test lint bench soak clean
+.PHONY: demo test study lint bench soak clean
 
 demo: $(READY)
 	$(BIN)/harvest run --model demo --layer 2 --tokens 1.1M --allow-fewer --out cache/demo.zarr
@@ -16,7 +16,10 @@ demo: $(READY)
 	@cat docs/next-steps.txt
 
 test: $(READY)  # a process per core, each on one thread; whole files, so that module fixtures are made once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not study"
+
+study: $(READY)  # the variants' criteria on the toys, a few minutes more
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m study
 
 lint: $(READY)
 	$(BIN)/ruff check .

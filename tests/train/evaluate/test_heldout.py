@@ -18,10 +18,8 @@ D = 8
 
 
 def batches_of(x: Tensor, valid: Tensor, size: int = 7) -> list[Batch]:
-    torch.zeros(x.shape[:2], dtype=torch.int32)
     return [
-        Batch(x[cut], valid[cut], int(valid[cut].sum()), lambda: torch.zeros(0))
-        for cut in (slice(start, start + size) for start in range(0, len(x), size))
+        Batch.of(x[cut], valid=valid[cut]) for cut in (slice(start, start + size) for start in range(0, len(x), size))
     ]
 
 

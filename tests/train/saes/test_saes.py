@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from pathlib import Path
 
 import pytest
@@ -51,13 +53,22 @@ def learner_of(sae: SAE, n_steps: int, lr: float | None = None) -> Learner:
 
 
 def trained(variant: str, n_steps: int = 60) -> SAE:
-    """A few steps on fresh batches, in raw units of 1 / 0.37."""
+    """A few steps on fresh batches, in raw units of 1 / 0.37; a copy of its own for every caller."""
+    return copy.deepcopy(trained_once(variant, n_steps))
+
+
+@functools.cache
+def trained_once(variant: str, n_steps: int) -> SAE:
     sae = new_sae(variant)
     sae.start(0.37, windows_of(sae, 64).mean((0, 1)))
     learner = learner_of(sae, n_steps, lr=1e-3)
     for step in range(n_steps):
         batch = batch_of(windows_of(sae, 64, seed=step) / 0.37)
+        if learner.at_landmark():
+            learner.revise(lambda batch=batch: [batch.with_x(batch.x * 0.37)], 64 * sae.window)
         learner.train_step(batch, 64 * sae.window)
+    for parameter in sae.parameters():
+        parameter.grad = None
     return sae
 
 
