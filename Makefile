@@ -16,7 +16,7 @@ demo: $(READY)
 	@cat docs/next-steps.txt
 
 test: $(READY)  # a process per core, each on one thread; whole files, so that module fixtures are made once
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile -m "not study"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -m "not study"
 
 study: $(READY)  # the variants' criteria on the toys, a few minutes more
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m study

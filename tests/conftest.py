@@ -90,3 +90,9 @@ def warm() -> Iterator[WarmServer]:
     """Runs command lines in forked children."""
     with WarmServer() as server:
         yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first: where every process takes whole files, the longest must not begin last."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
