@@ -16,7 +16,7 @@ import pytest
 from common.stopping import Stop
 from harvest.run import harvest
 from tests.conftest import harvest_config
-from tests.train.test_trainer import equal
+from tests.train.runs import equal
 from tests.warm import Child, Ended, WarmServer, wait_for
 from train.saes import REGISTRY
 

@@ -12,7 +12,7 @@ from common.stopping import Stop
 from common.truth import Truth, read_truth
 from harvest.config import ToyConfig
 from harvest.synthesise import synthesise
-from tests.train.test_trainer import learner, run
+from tests.train.runs import learner, run
 from train.evaluate.recovery import Matching, cosines, edge_f1, edges_of, match, mmcs, recovery
 from train.saes import load_sae, make_sae
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.test_trainer import learner, run
+from tests.train.runs import learner, run
 from train.data.batch import Batch
 from train.saes import load_sae, make_sae
 from train.saes.base import SAE
