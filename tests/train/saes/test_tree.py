@@ -1,9 +1,6 @@
-"""The tree: its shape, its aggregates, its losses by hand, and what its switches do."""
+"""Tree: start, codes, nested losses, swaps, training."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -11,71 +8,21 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from common.errors import ConfigError
+from tests.train.saes.trees import MIDDLE, D, tokens, tree, uneven
 from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
 from train.saes import make_sae
 from train.saes.base import SAE
-from train.saes.consistency import family_loss, kl_loss, l2_loss
-from train.saes.forest import LEAF, MID, TOP, Forest
-from train.saes.repair import repair_landmarks, residual_directions
+from train.saes.forest import LEAF, MID, TOP
 from train.saes.tree import Tree
 from train.schedule import Clock
-
-D = 12
-MIDDLE = Clock(50, 100, 64)
-
-
-def tree(d_sae: int = 16, k: int = 6, **options: object) -> Tree:
-    sae = make_sae("tree", {"d_sae": d_sae, "k": k} | options, D, 0, "test")
-    assert isinstance(sae, Tree)
-    return sae
-
-
-def tokens(n: int = 64, seed: int = 0) -> Tensor:
-    x = torch.randn(n, 1, D, generator=torch.Generator().manual_seed(seed)) + 0.3
-    return x / x.square().sum(-1).mean().sqrt()
-
-
-def uneven(sae: Tree) -> None:
-    """Edge weights, κ and b_enc that are all different, and thresholds that let some pass."""
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in (sae.up, sae.down, sae.kappa, sae.b_enc):
-            if parameter is not None:
-                parameter.add_(torch.randn(parameter.shape, generator=generator))
-        sae.sparsity.threshold.copy_(torch.tensor([0.1, 0.2, 0.3]))
 
 
 def learner(sae: SAE, n_steps: int) -> Learner:
     return Learner(
         LearnerConfig(name="x", variant=sae.variant, lr=3e-3), sae, n_steps, torch.device("cpu"), torch.float32
     )
-
-
-# ---- the tree ----------------------------------------------------------------------------------------------------
-
-
-def test_halves_have_two_leaves_and_one_child_each() -> None:
-    forest = Forest(8, "halves")
-    assert forest.sizes == (2, 2, 4)
-    assert forest.parent().tolist() == [-1, -1, 0, 1, 2, 2, 3, 3]
-    assert forest.n_siblings().tolist() == [1, 1, 1, 1, 2, 2, 2, 2]
-
-
-def test_fanout_has_four_children_each_and_leaves_left_over() -> None:
-    assert Forest(168, "fanout").sizes == (8, 32, 128)
-    forest = Forest(24, "fanout")
-    assert forest.sizes == (1, 4, 19)
-    assert forest.parent().tolist() == [-1, 0, 0, 0, 0] + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [-1] * 3
-
-
-def test_sums_go_up_and_values_go_down_the_edges() -> None:
-    forest = Forest(9, "halves")  # 2, 2, 5: the last leaf has no parent
-    leaves = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert forest.gathered(leaves, MID).tolist() == [3, 7]
-    assert forest.gathered(torch.tensor([8.0, 9.0]), TOP).tolist() == [8, 9]
-    assert forest.handed_down(torch.tensor([8.0, 9.0]), LEAF).tolist() == [8, 8, 9, 9, 0]
 
 
 @pytest.mark.parametrize(("shape", "d_sae"), [("halves", 3), ("fanout", 20)])
@@ -114,9 +61,6 @@ def test_edges_start_as_the_mean_and_the_unit_sum() -> None:
     assert torch.allclose(softplus(sae.down)[linked], torch.tensor(0.5))
     assert sae.kappa is not None
     assert torch.allclose(softplus(sae.kappa), torch.tensor(0.25))
-
-
-# ---- codes -------------------------------------------------------------------------------------------------------
 
 
 def slow_codes(sae: Tree, x: Tensor, top_down: bool) -> Tensor:
@@ -206,64 +150,6 @@ def test_without_the_decoder_skip_rows_follow_the_leaves() -> None:
         assert torch.allclose(sae.W_dec[row], total / total.norm(), atol=1e-6)
 
 
-# ---- losses ------------------------------------------------------------------------------------------------------
-
-
-def test_l2_looks_at_active_pairs_and_moves_the_aggregate_a_quarter() -> None:
-    f = torch.tensor([[[2.0, 0.0]]], requires_grad=True)
-    a = torch.tensor([[[1.0, 3.0]]], requires_grad=True)
-    loss = l2_loss(f, a)
-    loss.backward()
-    assert loss.item() == pytest.approx(1.25 * (2 - 1) ** 2 / (2**2 + 1**2))
-    assert f.grad is not None
-    assert a.grad is not None
-    assert f.grad.flatten().tolist() == pytest.approx([2 * (2 - 1) / 5, 0])
-    assert a.grad.flatten().tolist() == pytest.approx([0.25 * 2 * (1 - 2) / 5, 0])
-
-
-def test_kl_is_that_of_the_shares_over_tokens_with_both() -> None:
-    f = torch.tensor([[[3.0, 1.0]], [[5.0, 0.0]], [[0.0, 0.0]]])
-    a = torch.tensor([[[1.0, 1.0]], [[0.0, 0.0]], [[1.0, 0.0]]])
-    only = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
-    assert kl_loss(f, a).item() == pytest.approx(1.25 * only, rel=1e-5)
-
-
-def test_kl_of_a_latent_whose_aggregate_is_silent_is_the_floor() -> None:
-    f, a = torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]])
-    assert kl_loss(f, a).item() == pytest.approx(1.25 * -math.log(1e-3 / 2), rel=1e-5)
-
-
-@pytest.mark.parametrize("loss", [l2_loss, kl_loss])
-def test_consistency_gains_nothing_by_size_or_silence(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-    f, a = torch.relu(torch.randn(2, 30, 1, 8)).unbind()
-    assert torch.allclose(loss(7 * f, 7 * a), loss(f, a), rtol=1e-4)
-    silent = torch.zeros_like(f, requires_grad=True)
-    value = loss(silent, a)
-    value.backward()
-    assert value.item() == 0
-    assert silent.grad is not None
-    assert torch.isfinite(silent.grad).all()
-
-
-def test_family_loss_equals_the_distance_in_activation_space() -> None:
-    f = torch.relu(torch.randn(10, 1, 3))
-    shares = torch.relu(torch.randn(10, 1, 3, 2))
-    rows, child_rows = torch.randn(3, D), torch.randn(3, 2, D)
-    own = f[..., None] * rows
-    children = torch.einsum("btpc,pcd->btpd", shares, child_rows)
-    on = (f > 0)[..., None]
-    apart = ((own - children).square() * on).sum()
-    energy = ((own.square() + children.square()) * on).sum()
-    assert family_loss(f, shares, rows, child_rows).item() == pytest.approx(float(apart / energy), rel=1e-4)
-
-
-def test_family_loss_is_float32_under_autocast() -> None:
-    values = (torch.rand(50, 1, 3), torch.rand(50, 1, 3, 2), torch.randn(3, D), torch.randn(3, 2, D))
-    exact = family_loss(*values)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(family_loss(*values), exact)
-
-
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (20, 0.0), (30, 0.5), (40, 1.0), (99, 1.0)])
 def test_consistency_rises_between_a_fifth_and_two_fifths(step: int, share: float) -> None:
     x = Batch.of(tokens())
@@ -311,9 +197,6 @@ def test_swaps_depend_on_the_step_and_nothing_else() -> None:
     assert sae.training_pass(x, Clock(5, 100, 64)).parts["reconstruction"].item() != one
 
 
-# ---- training ----------------------------------------------------------------------------------------------------
-
-
 def test_with_its_extras_off_it_is_flat_batchtopk() -> None:
     flat = make_sae("batchtopk", {"d_sae": 32, "k": 6}, D, 0, "test")
     plain = make_sae("tree", {"d_sae": 32, "k": 6} | dict(Tree.plain), D, 0, "test")
@@ -338,62 +221,6 @@ def test_other_modes_learn(option: str, value: str) -> None:
         losses.append(sae.training_pass(batch, run.clock(128)).parts["reconstruction"].item())
         run.train_step(batch, 128)
     assert losses[-1] < 0.5 * losses[0]
-
-
-def test_repairs_come_every_tenth_or_3000_steps_up_to_seventy_percent() -> None:
-    assert repair_landmarks(400) == (40, 80, 120, 160, 200, 240, 280)
-    assert repair_landmarks(50_000) == tuple(range(3000, 35_001, 3000))
-    assert tree(repair=False).landmarks(400) == ()
-
-
-def test_residual_directions_are_the_main_ones_of_the_worst_families() -> None:
-    generator = torch.Generator().manual_seed(0)
-    active = torch.rand(300, 4, generator=generator) < 0.3
-    axes = torch.eye(D)[:4] * torch.tensor([1.0, 3.0, 2.0, 9.0])[:, None]
-    error = active.float() @ axes + 0.01 * torch.randn(300, D, generator=generator)
-    wanted = torch.tensor([True, True, True, False])
-    only = active & (active.sum(-1, keepdim=True) == 1)  # apart, so that each axis belongs to one family
-    families, directions = residual_directions([(error, only)], wanted, 2)
-    assert families.tolist() == [1, 2]
-    assert torch.allclose(directions, torch.eye(D)[1:3], atol=0.02)
-
-
-def dead_leaf_tree() -> tuple[Tree, Batch]:
-    """A tree both leaves of whose first middle latent, number 10, are dead."""
-    sae = tree(40, 6)
-    x = tokens(400)
-    uneven(sae)
-    with torch.no_grad():
-        sae.tokens_silent[[20, 21]] = 10**9
-    return sae, Batch.of(x)
-
-
-def test_a_dead_leaf_is_reset_to_what_its_family_leaves_over() -> None:
-    sae, batch = dead_leaf_tree()
-    before = {name: value.clone() for name, value in sae.state_dict().items()}
-    codes = sae.codes(batch)
-    family = ((codes[..., 10] > 0) | (codes[..., 20] > 0) | (codes[..., 21] > 0))[:, 0]
-    error = (batch.x - sae.reconstruct(codes, batch))[family, 0]
-    masks = sae.revise(lambda: [batch], Clock(10, 100, 64))
-    main = torch.linalg.svd(error.detach(), full_matrices=False).Vh[0]
-    assert abs(float(main @ sae.W_dec.detach()[20])) > 0.99  # ten rounds of power iteration
-    assert torch.allclose(sae.W_enc[:, 20], 0.2 * sae.W_dec[20])
-    assert int(sae.tokens_silent[20]) == 0
-    assert int(sae.tokens_silent[21]) == 10**9  # one of a family at a time
-    others = torch.arange(40) != 20
-    assert torch.equal(sae.W_dec[others], before["W_dec"][others])
-    assert torch.equal(sae.W_enc[:, others], before["W_enc"][:, others])
-    assert {"W_enc", "W_dec", "b_enc", "up", "kappa"} == set(masks)
-    assert all(mask.nonzero()[:, 0].tolist() == [20] for mask in masks.values())
-
-
-def test_without_dead_leaves_nothing_is_read_or_changed() -> None:
-    sae = tree(40, 6)
-
-    def never() -> list[Batch]:
-        raise AssertionError("read")
-
-    assert sae.revise(never, Clock(10, 100, 64)) == {}
 
 
 def test_a_run_with_repairs_and_swaps_resumes_to_the_bit() -> None:
