@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.config import Count, Settings
 from train.data.batch import Batch
+from train.saes.sparsity import check_led
 from train.schedule import Clock, dead_after
 
 Batches = Callable[[], Iterable[Batch]]
@@ -46,6 +47,18 @@ class KeptConfig(SAEConfig):
     def _fits(self) -> KeptConfig:
         if self.k > self.d_sae:
             raise ValueError(f"k = {self.k} is more than d_sae = {self.d_sae}")
+        return self
+
+
+class LedConfig(SAEConfig):
+    """Settings of the variants whose L1 penalty can be led to an L0."""
+
+    l1: float = Field(ge=0, description="λ, at unit mean squared input norm.")
+    target_l0: float | None = Field(None, gt=0, description="Move λ towards this L0; default: λ stays.")
+
+    @model_validator(mode="after")
+    def _can_be_led(self) -> LedConfig:
+        check_led("l1", self.l1, self.target_l0 is not None)
         return self
 
 

@@ -22,26 +22,20 @@ from typing import final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from train.data.batch import Batch
-from train.saes.base import SAE, Batches, Output, SAEConfig
+from train.saes.base import SAE, Batches, LedConfig, Output
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
-from train.saes.sparsity import L0Controller, check_led
+from train.saes.sparsity import L0Controller
 from train.schedule import Clock
 
 
-class GatedConfig(SAEConfig):
+class GatedConfig(LedConfig):
     """Settings of `gated`."""
 
     l1: float = Field(0.04, ge=0, description="λ, at unit mean squared input norm; the usual grid is .012 to .08.")
-    target_l0: float | None = Field(None, gt=0, description="Move λ towards this L0; default: λ stays.")
-
-    @model_validator(mode="after")
-    def _can_be_led(self) -> GatedConfig:
-        check_led("l1", self.l1, self.target_l0 is not None)
-        return self
 
 
 @final

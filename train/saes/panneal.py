@@ -20,13 +20,13 @@ from typing import final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from train.data.batch import Batch
-from train.saes.base import SAE, Batches, Output, SAEConfig
+from train.saes.base import SAE, Batches, LedConfig, Output
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
-from train.saes.sparsity import L0Controller, check_led
+from train.saes.sparsity import L0Controller
 from train.schedule import Clock
 
 N_CHANGES = 10
@@ -37,17 +37,11 @@ FROM, TO = (
 EPSILON = 1e-3
 
 
-class PAnnealConfig(SAEConfig):
+class PAnnealConfig(LedConfig):
     """Settings of `panneal`."""
 
     l1: float = Field(0.02, ge=0, description="λ, at unit mean squared input norm; the usual grid is .006 to .025.")
-    target_l0: float | None = Field(None, gt=0, description="Move λ towards this L0; default: λ stays.")
     p_end: float = Field(0.2, gt=0, le=1, description="The last exponent; as published. 1 keeps L1 throughout.")
-
-    @model_validator(mode="after")
-    def _can_be_led(self) -> PAnnealConfig:
-        check_led("l1", self.l1, self.target_l0 is not None)
-        return self
 
 
 def n_changes(step: int, n_steps: int) -> int:
