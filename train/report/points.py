@@ -44,7 +44,7 @@ def read_points(runs: Iterable[Path]) -> list[Point]:
         ConfigError: learners of several stores or hooks.
     """
     found: dict[Path, dict[str, Any]] = {}
-    left_out = []
+    left_out: dict[str, list[str]] = {}
     for run in runs:
         single = (run / "config.json").exists()
         folders = [run] if single else [file.parent for file in sorted(run.glob("*/config.json"))]
@@ -54,14 +54,15 @@ def read_points(runs: Iterable[Path]) -> list[Point]:
             path = folder / "result.json"
             result = read_json(path) if path.exists() else {"state": "not finished", "reason": "see train resume"}
             if result["state"] != "finished":
-                left_out.append(f"{folder}: left out: {result['state']}: {result['reason']}")
+                left_out.setdefault(f"{result['state']}: {result['reason']}", []).append(str(folder))
             elif "l0" not in result["metrics"]:
-                left_out.append(f"{folder}: left out: no held-out figures (trained with --held-out 0)")
+                left_out.setdefault("no held-out figures (trained with --held-out 0)", []).append(str(folder))
             else:
                 found[folder] = result
+    lines = [f"{', '.join(folders)}: left out: {reason}" for reason, folders in left_out.items()]
     if not found:
-        raise StoreError("no finished learner with held-out figures to compare. " + "; ".join(left_out))
-    for line in left_out:
+        raise StoreError("no finished learner with held-out figures to compare. " + "; ".join(lines))
+    for line in lines:
         say(line)
     identities = {folder: read_json(folder.resolve().parent / "data.json")["identity"] for folder in found}
     refuse_several_sources(identities)
