@@ -36,7 +36,8 @@ from train.trainer import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = {"harvest": (DOCS / "harvest.md").read_text(), "train": (DOCS / "train.md").read_text()}
+FILES = {"harvest": ("harvest",), "train": ("train", "evaluate", "report")}  # pages that describe a tool's commands
+PAGES = {tool: "\n".join((DOCS / f"{name}.md").read_text() for name in names) for tool, names in FILES.items()}
 GROUPS: dict[str, click.Group] = {"harvest": harvest.cli.cli, "train": train.cli.cli}
 COMMANDS = [(tool, name) for tool, group in GROUPS.items() for name in group.commands]
 TOML_TEXTS = re.findall(r"```toml\n(.*?)```", PAGES["train"], re.S)  # docs/examples: tests/test_examples.py

@@ -115,3 +115,17 @@ class FitConfig(DataConfig):
     def run_folder(self) -> Path:
         """Where the run goes: `--out`, or `runs/<store>`."""
         return self.out or Path("runs") / self.cache.stem
+
+
+class EvalConfig(Settings):
+    """One evaluation: suites, and what they look at."""
+
+    suite: str = Field("heldout", description="Suites, separated by commas.")
+    max_tokens: Count | None = Field(None, gt=0, description="Held-out tokens to look at; default: all.")
+    cache: Path | None = Field(None, description="Where the store is now, if it has moved.")
+    model: str | None = Field(None, description="Where the store's model is now, if it has moved.")
+    device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
+
+    def suites(self) -> list[str]:
+        """The suites by name."""
+        return [name.strip() for name in self.suite.split(",")]

@@ -15,6 +15,7 @@ from train.config import FitConfig
 from train.data.batch import Batch
 from train.evaluate import write_evaluation
 from train.evaluate.heldout import evaluate_heldout
+from train.evaluate.subject import Evaluation
 from train.learner import Learner
 from train.prepare import plain
 from train.run import (
@@ -57,7 +58,7 @@ def finish_learner(run: Run, learner: Learner) -> None:
     if run.config.held_out:
         held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
         metrics = evaluate_heldout(learner.sae, until_stopped(run, held_out))
-        write_evaluation(folder, "heldout", metrics)
+        write_evaluation(folder, "heldout", Evaluation(metrics))
     learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
     save_sae(learner.sae, folder / "sae", sae_facts(run, learner))
     write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))

@@ -15,6 +15,7 @@ from common.stopping import Stop
 from common.store import Store
 from tests.conftest import HOOK
 from tests.warm import Ended, WarmServer
+from train.config import EvalConfig
 from train.evaluate.command import evaluate_runs
 from train.saes import REGISTRY
 
@@ -102,7 +103,7 @@ def test_eval_repeats_the_figures_of_the_run(train: Any, shared_store: Path, tmp
         assert results[name] == recorded
     whole = (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text()
     assert json.loads(whole) == {
-        "learner": "topk", "run": "r", "suite": "heldout", "metrics": results["topk"]
+        "learner": "topk", "run": "r", "suite": "heldout", "metrics": results["topk"], "reasons": {}
     }  # fmt: skip
     few = warm.run(
         ["train", "eval", ".", "--max-tokens", "100", "--cache", str(shared_store), "--json"], tmp_path / "r" / "topk"
@@ -123,5 +124,5 @@ def test_an_evaluation_heeds_a_stop(train: Any, tmp_path: Path) -> None:
     assert train("--variant", "topk", "--steps", "5").code == 0
     recorded = (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text()
     with pytest.raises(Interrupted, match="stopped by SIGTERM"):
-        evaluate_runs([tmp_path / "r"], "heldout", None, None, "cpu", Stop("SIGTERM"))
+        evaluate_runs([tmp_path / "r"], EvalConfig(device="cpu"), Stop("SIGTERM"))
     assert (tmp_path / "r" / "topk" / "eval" / "heldout.json").read_text() == recorded

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.errors import DataError
 from train.data.batch import Batch
+from train.evaluate.subject import Evaluation, Subject
 from train.saes.base import SAE
 
 DENSE_ABOVE = 0.1
@@ -30,6 +31,11 @@ HELDOUT_METRICS = {
     "dense_share": "share of latents that fire on more than a tenth of these tokens",
     "always_share": "share of latents that fire on more than half of these tokens",
 }
+
+
+def heldout(subject: Subject) -> Evaluation:
+    """The suite."""
+    return Evaluation(evaluate_heldout(subject.sae, subject.held_out()))
 
 
 @torch.no_grad()

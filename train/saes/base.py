@@ -161,6 +161,10 @@ class SAE(nn.Module, ABC):
             return x.with_x(values), values.shape[:-1]
         return Batch.of(values[:, None] if values.dim() == 2 else values), values.shape[:-1]
 
+    def groups(self) -> dict[str, slice]:
+        """Latents of levels or time scales by name, in the order of the variant's own text; {} for a flat SAE."""
+        return {}
+
     # ---- for the trainer: scaled units ---------------------------------------------------------------------
 
     @abstractmethod

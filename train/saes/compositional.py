@@ -203,6 +203,9 @@ class Compositional(SAE):
 
     # ---- codes ------------------------------------------------------------------------------------------------
 
+    def groups(self) -> dict[str, slice]:
+        return dict(zip(("low", "mid", "high"), self.places, strict=True))
+
     def levels(
         self, batch: Batch, compositions: tuple[Tensor, Tensor], clock: Clock | None
     ) -> tuple[list[Tensor], list[Tensor]]:

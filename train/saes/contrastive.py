@@ -25,7 +25,15 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.contrast import draw_one, draw_places, earlier_places, info_nce, log_sum_of_negatives
-from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
+from train.saes.parts import (
+    aux_k_loss,
+    count_silence_,
+    generator_of,
+    masked,
+    pre_activations,
+    reconstruction_loss,
+    side_by_side,
+)
 from train.saes.sparsity import Mode, Sparsity, check_led
 from train.schedule import Clock
 
@@ -143,6 +151,9 @@ class Contrastive(SAE):
         self.register_buffer("density", torch.zeros(self.n_high))
         self.register_buffer("negatives", torch.zeros(kept, width))
         self.register_buffer("negative_docs", torch.zeros(kept, dtype=torch.int32))
+
+    def groups(self) -> dict[str, slice]:
+        return dict(zip(("high", "low"), side_by_side(self.sizes), strict=True))
 
     def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
         return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))

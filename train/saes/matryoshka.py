@@ -26,7 +26,13 @@ from torch import Tensor
 
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.parts import (
+    aux_k_loss,
+    count_silence_,
+    masked,
+    pre_activations,
+    reconstruction_loss,
+)
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
 
@@ -67,6 +73,13 @@ class Matryoshka(SAE):
         super().__init__(config, d_in, seed)
         self.blocks = config.blocks()
         self.sparsity = Sparsity([config.d_sae], config.k, d_in, k_anneal=config.k_anneal)
+
+    def groups(self) -> dict[str, slice]:
+        ends = list(accumulate(self.blocks))
+        return {
+            f"block {number}": slice(end - size, end)
+            for number, (size, end) in enumerate(zip(self.blocks, ends, strict=True))
+        }
 
     def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
         return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))

@@ -23,7 +23,15 @@ from torch import Tensor, nn
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
+from train.saes.parts import (
+    aux_k_loss,
+    count_silence_,
+    generator_of,
+    masked,
+    pre_activations,
+    reconstruction_loss,
+    side_by_side,
+)
 from train.saes.separation import correlation, separation
 from train.saes.sparsity import Sparsity, check_led
 from train.schedule import Clock
@@ -94,6 +102,10 @@ class MultiScale(SAE):
         self.sparsity = Sparsity(
             self.budgets, config.k, d_in, mode, shares=shares, k_anneal=config.k_anneal, l1=config.l1
         )
+
+    def groups(self) -> dict[str, slice]:
+        names = (f"dilation {dilation}" for dilation in self.config.dilations)
+        return dict(zip(names, side_by_side(self.sizes), strict=True))
 
     def lags(self, dilation: int) -> list[int]:
         """How far the taps of a dilation look back, the nearest first."""

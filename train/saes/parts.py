@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,6 +12,12 @@ from torch import Tensor
 
 WEISZFELD_STEPS = 100
 WEISZFELD_TOLERANCE = 1e-5
+
+
+def side_by_side(sizes: Sequence[int]) -> list[slice]:
+    """Where groups of these sizes lie among the latents."""
+    ends = list(accumulate(sizes))
+    return [slice(end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
 def generator_of(seed: int, step: int, device: torch.device) -> torch.Generator:

@@ -161,6 +161,9 @@ class Relational(SAE):
                 self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
                 self.gamma = nn.Parameter(torch.tensor(-2.0))
 
+    def groups(self) -> dict[str, slice]:
+        return {"temporal": slice(0, self.n_temporal), "plain": slice(self.n_temporal, self.d_sae)}
+
     # ---- encoder -------------------------------------------------------------------------------------------
 
     def context(self, h: Float[Tensor, "B T D"], batch: Batch) -> Float[Tensor, "B T C"]:

@@ -119,6 +119,9 @@ class Tree(SAE):
         if config.sum_init or config.no_dec_skip:
             self._sum_init(torch.Generator().manual_seed(seed + 1))
 
+    def groups(self) -> dict[str, slice]:
+        return dict(zip(("top", "mid", "leaf"), self.forest.spans, strict=True))
+
     def _add_edges(self, name: str, start: Tensor, used: bool) -> None:
         self.register_parameter(name, nn.Parameter(start.expm1().log()) if used else None)  # softplus gives start
 

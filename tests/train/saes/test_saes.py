@@ -87,6 +87,13 @@ def test_shapes_follow_the_input(variant: str) -> None:
 
 
 @every_variant
+def test_groups_are_disjoint_and_cover_the_latents(variant: str) -> None:
+    sae = new_sae(variant)
+    members = [latent for place in sae.groups().values() for latent in range(sae.d_sae)[place]]
+    assert sorted(members) == (list(range(sae.d_sae)) if sae.groups() else [])
+
+
+@every_variant
 def test_rows_encode_as_windows_of_one(variant: str) -> None:
     sae = trained(variant)
     x = torch.randn(20, D)
