@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from common.errors import ConfigError, Interrupted
-from common.models import LanguageModel, Tokenizer, find_model, load_model
+from common.models import LanguageModel, ModelSource, Tokenizer, find_model, load_model, load_tokenizer
 from common.stopping import Stop
 from common.store import Store
 from train.config import EvalConfig
@@ -35,25 +35,49 @@ class Evaluation:
 
 
 class Models:
-    """Language models, each loaded once for all the learners of a command, at most one held at a time."""
+    """Language models, each loaded once for all the learners of a command, at most one held at a time; tokenizers."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._key: tuple[str, str | None, str | None] | None = None
+        self._key: tuple[str | None, ...] | None = None
         self._model: LanguageModel | None = None
+        self._sources: dict[tuple[str, str | None], ModelSource] = {}
+        self._tokenizers: dict[tuple[str, str | None, str | None], tuple[Tokenizer, str]] = {}
 
-    def load(self, name: str, revision: str | None, tokenizer: str | None) -> LanguageModel:
-        """The model of this name in float32.
+    def load(
+        self, name: str, revision: str | None = None, tokenizer: str | None = None, dtype: str = "float32"
+    ) -> LanguageModel:
+        """The model of this name.
 
         Raises:
             ConfigError: it is not there, or cannot be loaded.
         """
-        key = (name, revision, tokenizer)
+        key = (name, revision, tokenizer, dtype)
         if self._model is None or self._key != key:
             self._model = None
-            self._model = load_model(find_model(name, revision), str(self.device), "float32", tokenizer)
+            self._model = load_model(self._find(name, revision), str(self.device), dtype, tokenizer)
             self._key = key
         return self._model
+
+    def load_tokenizer(
+        self, name: str, revision: str | None, vocabulary: int, override: str | None
+    ) -> tuple[Tokenizer, str]:
+        """The model's tokenizer, or the one named by `override`, with its identity; the model is not loaded.
+
+        Raises:
+            ConfigError: it is not there, or cannot be loaded.
+        """
+        key = (name, revision, override)
+        if key not in self._tokenizers:
+            tokenizer = load_tokenizer(self._find(name, revision), vocabulary, override)
+            self._tokenizers[key] = (tokenizer, tokenizer.identity())
+        return self._tokenizers[key]
+
+    def _find(self, name: str, revision: str | None) -> ModelSource:
+        """Where a model lies; its files are hashed once."""
+        if (name, revision) not in self._sources:
+            self._sources[name, revision] = find_model(name, revision)
+        return self._sources[name, revision]
 
 
 @dataclass(frozen=True)
@@ -120,5 +144,18 @@ class Subject:
         return model
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer of the store's tokens; raises as `language_model`."""
-        return self.language_model().tokenizer
+        """The tokenizer of the store's tokens; the model itself is not loaded.
+
+        Raises:
+            ConfigError: it is not there, cannot be loaded, or is another one; a suite notes the message as a reason.
+        """
+        settings, identity = self.store.header["settings"], self.store.identity
+        name, vocabulary = self.config.model or settings["model"], int(self.store.header["vocabulary"])
+        revision = identity["model"].get("revision")
+        tokenizer, found = self.models.load_tokenizer(name, revision, vocabulary, settings.get("tokenizer"))
+        if identity["tokenizer"] != found:
+            raise ConfigError(
+                f"--model {name}: its tokenizer is not the one that {self.store.path} was harvested with. "
+                "Name the right folder with --model."
+            )
+        return tokenizer
