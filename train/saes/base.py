@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from common.config import Count, Settings
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.sparsity import check_led
 from train.schedule import Clock, dead_after
 
@@ -164,6 +165,18 @@ class SAE(nn.Module, ABC):
     def groups(self) -> dict[str, slice]:
         """Latents of levels or time scales by name, in the order of the variant's own text; {} for a flat SAE."""
         return {}
+
+    @torch.no_grad()
+    def inner_figures(self) -> dict[str, Tensor]:
+        """Scalars of the weights as they stand that are worth a place in each metrics line."""
+        return {}
+
+    def as_affine(self) -> AffineForm | None:
+        """The SAE as other libraries can hold it, raw units; None where latents are no affine map of x, thresholded.
+
+        What a token's neighbours and its position add is left out and told in `lost`.
+        """
+        return None
 
     # ---- for the trainer: scaled units ---------------------------------------------------------------------
 

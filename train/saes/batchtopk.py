@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
 from train.saes.sparsity import Sparsity
@@ -43,6 +44,10 @@ class BatchTopK(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return self.sparsity.active(self.pre_activations(batch.x), 0, batch.n_valid, None)
+
+    def as_affine(self) -> AffineForm:
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent()).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)

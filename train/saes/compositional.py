@@ -24,6 +24,7 @@ from torch.nn.functional import softplus
 from common.config import Count
 from train.data.batch import Batch
 from train.saes import composition
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.composition import CoActivity, Hierarchy
 from train.saes.consistency import l2_loss
@@ -227,6 +228,13 @@ class Compositional(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return torch.cat(self.levels(batch, self.compositions(), None)[1][::-1], dim=-1)
+
+    def as_affine(self) -> AffineForm | None:
+        if self.config.encoder != "no_comp":
+            return None
+        low, mid, high = self.sparsity.per_latent().split(self.sizes)
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=torch.cat([high, mid, low])).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         if clock.step < self.joint_from(clock.n_steps):

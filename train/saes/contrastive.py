@@ -23,6 +23,7 @@ from torch.nn.functional import normalize, pad
 
 from common.config import Count
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.contrast import draw_one, draw_places, earlier_places, info_nce, log_sum_of_negatives
 from train.saes.parts import (
@@ -161,6 +162,10 @@ class Contrastive(SAE):
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         groups = self.pre_activations(batch.x).split(self.sizes, dim=-1)
         return torch.cat([self.sparsity.active(u, g, batch.n_valid, None) for g, u in enumerate(groups)], dim=-1)
+
+    def as_affine(self) -> AffineForm:
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent()).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)

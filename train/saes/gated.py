@@ -26,6 +26,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, LedConfig, Output
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
 from train.saes.sparsity import L0Controller
@@ -62,6 +63,10 @@ class Gated(SAE):
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         gate, magnitude = self.gate_and_magnitude(batch.x)
         return magnitude * (gate > 0)
+
+    def as_affine(self) -> AffineForm:
+        form = AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "gated", r_mag=self.r, b_mag=self.b_mag)
+        return form.raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         gate, magnitude = self.gate_and_magnitude(batch.x)

@@ -32,6 +32,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output, SAEConfig
 from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
 from train.saes.sparsity import PENALTY_WARMUP, L0Controller, check_led
@@ -156,6 +157,10 @@ class JumpReLU(SAE):
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         u = self.pre_activations(batch.x)
         return u * (u > self.theta)
+
+    def as_affine(self) -> AffineForm:
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", centred=False, threshold=self.theta).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         bandwidth = self.config.bandwidth or default_bandwidth(clock.n_steps)

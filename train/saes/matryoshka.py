@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import (
     aux_k_loss,
@@ -86,6 +87,10 @@ class Matryoshka(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return self.sparsity.active(self.pre_activations(batch.x), 0, batch.n_valid, None)
+
+    def as_affine(self) -> AffineForm:
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent()).raw(self.scale)
 
     def prefixes(self, latents: Float[Tensor, "B T L"]) -> list[Float[Tensor, "B T D"]]:
         """The reconstruction by each prefix, the full one last."""

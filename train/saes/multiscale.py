@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from common.config import Count
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import (
     aux_k_loss,
@@ -148,6 +149,11 @@ class MultiScale(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return torch.cat(self.active(self.pre_activations(batch), batch.n_valid, None), dim=-1)
+
+    def as_affine(self) -> AffineForm:
+        lost = "" if self.config.convolution == "none" else "what the encoder reads from the past"
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent(), lost=lost).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         config = self.config

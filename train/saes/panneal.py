@@ -24,6 +24,7 @@ from pydantic import Field
 from torch import Tensor
 
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, LedConfig, Output
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
 from train.saes.sparsity import L0Controller
@@ -88,6 +89,9 @@ class PAnneal(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return torch.relu(self.pre_activations(batch.x))
+
+    def as_affine(self) -> AffineForm:
+        return AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "relu").raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         latents = masked(self.codes(batch), batch.valid, batch.n_valid)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from common.config import Count
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
 from train.saes.past import lagged
@@ -61,6 +62,11 @@ class Predictor(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return self.sparsity.active(self.pre_activations(batch.x), 0, batch.n_valid, None)
+
+    def as_affine(self) -> AffineForm:
+        lost = "what the decoder reads from past codes" if self.config.rank else ""
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent(), lost=lost).raw(self.scale)
 
     def from_past(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
         """What the past codes say of x."""

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from common.config import Count
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output, SAEConfig
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss
 from train.schedule import Clock
@@ -54,6 +55,9 @@ class Reference(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
+
+    def as_affine(self) -> AffineForm:
+        return AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "relu").raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         with torch.no_grad():

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from common.config import Count
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention
@@ -215,6 +216,17 @@ class Relational(SAE):
         groups = self.pre_activations(batch, self.terms(batch, None))
         kept = [self.sparsity.active(torch.relu(u), i, batch.n_valid, None) for i, u in enumerate(groups)]
         return torch.cat(kept, dim=-1)
+
+    def as_affine(self) -> AffineForm:
+        config = self.config
+        lost = {
+            "what the encoder reads from the past": not config.no_attention,
+            "what it reads from the position in the document": not config.no_position,
+            "what the decoder reads from past codes": not config.no_dec_temporal,
+        }
+        words = ", ".join(what for what, there in lost.items() if there)
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent(), lost=words).raw(self.scale)
 
     # ---- decoder -------------------------------------------------------------------------------------------
 

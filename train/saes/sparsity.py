@@ -221,6 +221,10 @@ class Sparsity(nn.Module):
             return {name: float(values[0])}
         return {f"{name}_{number}": float(value) for number, value in enumerate(values)}
 
+    def per_latent(self) -> Float[Tensor, " L"]:
+        """θ of each latent, the groups side by side."""
+        return torch.cat([theta.expand(size) for theta, size in zip(self.threshold, self.sizes, strict=True)])
+
     def logged(self) -> dict[str, Tensor]:
         """What is worth a line in metrics."""
         if self.controller is not None:

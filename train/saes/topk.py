@@ -18,6 +18,7 @@ from torch import Tensor
 
 from common.config import Count
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, KeptConfig, Output
 from train.saes.parts import annealed_k, aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss, top_k
 from train.schedule import Clock
@@ -39,6 +40,9 @@ class TopK(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return top_k(torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec)), self.config.k)
+
+    def as_affine(self) -> AffineForm:
+        return AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "topk", k=self.config.k).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         u = torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))

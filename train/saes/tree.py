@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from train.data.batch import Batch
+from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.consistency import family_loss, kl_loss, l2_loss
 from train.saes.forest import LEAF, LEAST, MID, TOP, Forest
@@ -205,6 +206,15 @@ class Tree(SAE):
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
         return torch.cat(self.encoded(batch, None)[1], dim=-1)
+
+    def as_affine(self) -> AffineForm | None:
+        if self.kappa is not None or self.config.gate == "hard":
+            return None
+        threshold = torch.zeros_like(self.b_enc)
+        for place, level in enumerate(self.order):
+            threshold[self.forest.spans[level]] = self.sparsity.threshold[place]
+        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        return AffineForm(*weights, "jumprelu", threshold=threshold).raw(self.scale)
 
     # ---- the loss ------------------------------------------------------------------------------------------
 
