@@ -10,7 +10,9 @@ import click
 from common.console import emit_json, say, table
 from train.commands.evaluate import evaluate
 from train.commands.fit import fit, resume
+from train.commands.rate import rate
 from train.commands.report import compare
+from train.commands.unlearn import unlearn
 from train.config import LearnerConfig
 
 
@@ -26,7 +28,7 @@ def cli() -> None:
     """
 
 
-for command in (fit, resume, evaluate, compare):
+for command in (fit, resume, evaluate, unlearn, compare, rate):
     cli.add_command(command)
 
 

@@ -1,0 +1,1 @@
+"""`train rate`: people score latents without knowing whose they are."""

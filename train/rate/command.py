@@ -1,0 +1,48 @@
+"""`train rate`: serve the page until somebody stops it, or say what came out."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from common.console import say
+from common.stopping import Stop
+from train.rate.answers import Answers
+from train.rate.items import learner_name, order_for, read_items
+from train.rate.server import RatingServer, Session
+from train.rate.summary import Rated, summarise
+
+LOOK_EVERY_S = 0.2
+
+
+def rate(
+    learners: Sequence[Path], rater: str, db: Path, host: str, port: int, per_learner: int, seed: int, stop: Stop
+) -> None:
+    """Serve the page to one rater until `stop`.
+
+    Raises:
+        StoreError: a learner without latents to show, or a file that holds no ratings.
+        DataError: nothing to rate.
+        ConfigError: an address that cannot be had.
+    """
+    items = order_for(rater, read_items(learners, per_learner, seed), seed)
+    session = Session(rater, items, Answers(db))
+    server = RatingServer(host, port, session)
+    if not server.loopback:
+        say(f"--host {host}: everybody who reaches this machine can answer as {rater}.")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": LOOK_EVERY_S}, daemon=True)
+    thread.start()
+    say(f"{len(items)} latents of {len(learners)} learners, rater {rater}: {server.address()} (Ctrl-C ends it)")
+    while not stop.asked:
+        time.sleep(LOOK_EVERY_S)
+    server.shutdown()
+    server.server_close()
+    state = session.at()
+    say(f"{db}: {state['done']} of {state['total']} answered by {rater}. The same command goes on.")
+
+
+def summary(learners: Sequence[Path], db: Path) -> list[Rated]:
+    """What raters said of these learners; raises as `rate`."""
+    return summarise(Answers(db).all(), [learner_name(folder) for folder in learners])
