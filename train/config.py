@@ -125,6 +125,11 @@ class EvalConfig(Settings):
     cache: Path | None = Field(None, description="Where the store is now, if it has moved.")
     model: str | None = Field(None, description="Where the store's model is now, if it has moved.")
     device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
+    baseline: str | None = Field(
+        None,
+        description="Suites temporal and cost: what to hold learners against, a learner of their run, or a folder of a "
+        "learner or a run; default: the batchtopk of their run with their L0 and seed.",
+    )
 
     def suites(self) -> list[str]:
         """The suites by name."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +18,10 @@ from common.files import read_json
 from common.store import Store
 from train.data.batch import Batch
 from train.data.reader import Batches
+from train.evaluate.matching import dense_mass, density_matched
 from train.evaluate.own_parts import own_part_score
+from train.evaluate.persistence import mass_weighted, measure_persistence
 from train.evaluate.structure import edges_of, hierarchy_scores
-from train.evaluate.temporal import dense_mass, density_matched, mass_weighted, measure_persistence
 from train.prepare import load_plan
 from train.saes import load_sae
 from train.saes.base import SAE
@@ -110,12 +110,9 @@ def headline(sae: SAE, flat: SAE, held_out: HeldOut) -> dict[str, float]:
         case Relational() | Predictor():
             return without_past(sae, held_out)
         case Contrastive():
-            return persistent(sae, flat, held_out, {"high": slice(0, sae.config.n_high)})
+            return persistent(sae, flat, held_out, {"high": sae.groups()["high"]})
         case MultiScale():
-            ends = np.cumsum([0, *sae.sizes])
-            names = [f"δ={dilation}" for dilation in sae.config.dilations]
-            spans = [slice(int(start), int(stop)) for start, stop in pairwise(ends)]
-            return persistent(sae, flat, held_out, dict(zip(names, spans, strict=True)))
+            return persistent(sae, flat, held_out, sae.groups())
     return {}
 
 

@@ -9,9 +9,16 @@ from typing import Any
 from common.files import write_json
 from train.evaluate.heldout import HELDOUT_METRICS, heldout
 from train.evaluate.subject import Evaluation, Subject
+from train.evaluate.temporal import TEMPORAL_METRICS, temporal
 
-SUITES: dict[str, Callable[[Subject], Evaluation]] = {"heldout": heldout}
-METRICS: dict[str, dict[str, str]] = {"heldout": HELDOUT_METRICS}
+SUITES: dict[str, Callable[[Subject], Evaluation]] = {
+    "heldout": heldout,
+    "temporal": temporal,
+}
+METRICS: dict[str, dict[str, str]] = {
+    "heldout": HELDOUT_METRICS,
+    "temporal": TEMPORAL_METRICS,
+}
 
 
 def write_evaluation(learner: Path, suite: str, found: Evaluation, max_tokens: int | None = None) -> dict[str, Any]:

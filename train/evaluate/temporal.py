@@ -1,208 +1,388 @@
-"""How much latents persist along a document, and at what density (evaluation spec §5.5).
+"""Suite `temporal`: how long latents persist along documents, at what density, and how smoothly codes move (spec §5.5).
 
-ρ_i(τ) is the Pearson correlation of (f_i,t, f_i,t+τ) over all pairs inside documents whose members are both valid. It
-rises with density alone, so it is no evidence by itself: compare within bins of density, and look at where the
-activation mass went. Nulls take the second member from another document of the batch: at the same place of its window,
-which keeps what positions explain, and at another place.
+Whole sequences of the store are encoded, so that lags up to 64 fit: a variant that reads the past sees all of it that
+the sequence holds, as it would in use, whatever its training window.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.errors import DataError
 from train.data.batch import Batch
-from train.saes.base import SAE
+from train.evaluate.baseline import Baseline, baseline_of
+from train.evaluate.bootstrap import bootstrap_interval
+from train.evaluate.matching import BIN_EDGES, bin_of, dense_mass, density_matched, mass_by_bin, rho_by_bin
+from train.evaluate.pairs import A_ON, AA, AB, BB, BOTH, LAGS, A, B, Kind, Pairs, correlation
+from train.evaluate.persistence import (
+    Persistence,
+    correlation_time,
+    information,
+    mass_weighted,
+    persistence_of,
+    shares,
+)
+from train.evaluate.smoothness import DOCUMENT_WINDOW, WINDOW, DistinctLatents, Smoothness
+from train.evaluate.subject import Evaluation, Subject
+from train.saes import load_sae
 
-LAGS = (1, 2, 4, 8, 16, 32, 64)
-BIN_EDGES = tuple(10 ** (-4 + 0.4 * number) for number in range(11))  # ten bins from 1e-4 to 1
-DENSE = 0.4
+LAG = 8  # at which SAEs are compared: longer than a word, shorter than most documents
+MOST_VALUES = 2**24  # of codes at once: 64 MiB, and a few times that while they are looked at
+ALIVE_ABOVE, ALIVE_TOKENS = 1e-5, 10  # density, or activations
+
+TEMPORAL_METRICS = {
+    "tokens": "held-out tokens evaluated",
+    "documents": "held-out documents they are of",
+    "l0": "mean number of latents above 0",
+    "alive": "latents of density ≥ max(1e-5, 10 / tokens); the figures below are of these",
+    "rho_1": "ρ(1), mean over latents weighted by activation mass",
+    "rho_8": "ρ(8), the same: no evidence by itself, as it rises with density",
+    "rho_8_unweighted": "ρ(8), plain mean over latents",
+    "rho_8_null": "ρ(8) with the later token from another document, same place of its sequence",
+    "rho_8_null_elsewhere": "ρ(8) with the later token from another document, half a sequence on",
+    "correlation_time": "τ½: lag at which the mass-weighted ρ is half of ρ(1)",
+    "matched_rho_8": "ρ(8) within ten bins of density, averaged with the baseline's mass per bin",
+    "matched_rho_8_baseline": "the baseline's own ρ(8) over the same bins",
+    "matched_difference": "matched_rho_8 − matched_rho_8_baseline",
+    "matched_covered": "share of the baseline's mass in bins that both have",
+    "dense_mass": "activation mass in latents active on more than 40 % of the tokens, as a share of all",
+    "dense_share": "share of all latents active on more than a tenth of the tokens",
+    "always_share": "share of all latents active on more than half of the tokens",
+    "mi_8": "I(b_t; b_t+8) / H(b), b = being active; mean weighted by activation mass",
+    "mi_8_null": "the same with the later token from another document, same place",
+    "run_length": "tokens in a row on which a latent stays active; mean weighted by activation mass",
+    "run_length_ratio": "that over what independent tokens of the same density would give",
+    "total_variation": "Σ‖f_t − f_t−1‖₁ / Σ‖f_t‖₁",
+    "lipschitz": "mean of ‖f_t − f_t−1‖₁ / ‖x_t − x_t−1‖₂",
+    "lipschitz_latent": "mean over latents of the largest |f_t − f_t−1| / ‖x_t − x_t−1‖₂",
+    "fft_ratio": "energy above over energy up to half of the highest frequency, the mean left out",
+    "haar_ratio": "energy of three levels of Haar details over that of the approximation",
+    "variance_ratio": "var(f_t − f_t−1) / var(f_t − f_t−8), sums over latents",
+    "sequence_l0": "distinct latents in 128 tokens of a document",
+}
 
 
 @dataclass(frozen=True)
-class Persistence:
-    """Figures per latent, float64 on the CPU; L latents.
+class Missing:
+    """Why there is no figure."""
+
+    reason: str
+
+
+Figures = dict[str, float | Missing]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one pass over the held-out tokens shows of an SAE; L latents.
 
     Attributes:
-        rho: by lag, ρ [L]; 0 where a latent does not vary.
-        null: by lag, the same with the later member from another document, at the same place of its window.
-        null_elsewhere: by lag, the same from another place, half a window on.
-        n_pairs: by lag, how many pairs ρ comes from.
-        density: share of tokens on which each latent is active [L].
-        mass: sum of each latent over the tokens, as a share of all [L].
+        alive: which latents are active often enough to be judged [L].
+        smoothness, distinct: None for a baseline.
     """
 
-    rho: dict[int, Tensor]
-    null: dict[int, Tensor]
-    null_elsewhere: dict[int, Tensor]
-    n_pairs: dict[int, int]
-    density: Tensor
-    mass: Tensor
+    pairs: Pairs
+    persistence: Persistence
+    alive: Tensor
+    smoothness: Smoothness | None = None
+    distinct: DistinctLatents | None = None
 
 
-class PairSums:
-    """Running sums for the Pearson correlation of pairs, latent by latent, in float64."""
+def temporal(subject: Subject) -> Evaluation:
+    """The suite.
 
-    def __init__(self) -> None:
-        self.n = 0
-        self.sums: Tensor | None = None
+    Raises:
+        DataError: no held-out token.
+        ConfigError: `--baseline` names no learner of the same activations.
+    """
+    baseline = baseline_of(subject)
+    look, flat = look_at(subject, baseline)
+    figures = counts(look)
+    if bool(look.alive.any()):
+        figures |= persistence_figures(look) | matched_figures(look, flat, baseline)
+        figures |= run_figures(look) | smoothness_figures(look)
+    rest = Missing("no latent is active on enough of these tokens")
+    every = {name: figures.get(name, rest) for name in TEMPORAL_METRICS}
+    return Evaluation(
+        {name: None if isinstance(value, Missing) else value for name, value in every.items()},
+        {name: value.reason for name, value in every.items() if isinstance(value, Missing)},
+        {
+            "baseline": None if baseline.folder is None else str(baseline.folder),
+            "intervals": intervals(look, flat),
+            "curve": curve(look),
+            "density_bins": density_bins(look, flat),
+            "groups": {name: group_figures(look, flat, place) for name, place in subject.sae.groups().items()},
+        },
+    )
 
-    def add(self, first: Tensor, second: Tensor, counts: Tensor) -> None:
-        """Pairs [B, T, L]; `counts` [B, T] says which are meant."""
-        weight = counts[..., None].to(first.dtype)
-        a, b = first * weight, second * weight
-        rows = [a, b, a * a, b * b, a * b]
-        sums = torch.stack([row.sum((0, 1), dtype=torch.float64) for row in rows]).cpu()
-        self.sums = sums if self.sums is None else self.sums + sums
-        self.n += int(counts.sum())
 
-    def correlation(self) -> Tensor:
-        """Pearson's r; 0 where either side does not vary, or there is no pair."""
-        if self.sums is None or self.n == 0:
-            raise DataError("no pair of tokens this far apart inside a document. Harvest more, or take shorter lags.")
-        a, b, aa, bb, ab = self.sums / self.n
-        spread = ((aa - a * a) * (bb - b * b)).clamp_min(0).sqrt()
-        # sums of rounded numbers: a spread this small against the values themselves is none
-        varies = spread > 1e-12 * (aa * bb).sqrt()
-        return torch.where(varies, (ab - a * b) / spread.clamp_min(1e-300), 0.0)
-
-
-def pair_sums(latents: Tensor, batch: Batch, lag: int) -> tuple[tuple[Tensor, Tensor, Tensor], ...]:
-    """Pairs `lag` apart: inside a document; with another document, same place; with another document, elsewhere."""
-    first, second = latents[:, :-lag], latents[:, lag:]
-    doc, valid = batch.doc, batch.valid
-    inside = valid[:, :-lag] & valid[:, lag:] & (doc[:, :-lag] == doc[:, lag:])
-    out = [(first, second, inside)]
-    for shift in (0, latents.shape[1] // 2):
-        moved = [torch.roll(values, (1, shift), (0, 1))[:, lag:] for values in (latents, doc, valid)]
-        other = inside & moved[2] & (moved[1] != doc[:, :-lag])  # the same first members as the pairs inside
-        out.append((first, moved[0], other))
-    return tuple(out)
+# ---- looking -----------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def measure_persistence(sae: SAE, batches: Iterable[Batch], lags: Sequence[int] = LAGS) -> Persistence:
-    """ρ with its nulls, density and mass over the valid positions of `batches` (raw units), such as held-out ones.
-
-    Lags that do not fit into a window are left out. Give windows longer than the longest lag.
-
-    Raises:
-        DataError: no pair at a lag, or at a lag no pair of different documents (one document per batch).
-    """
-    sums: dict[tuple[str, int], PairSums] = {}
-    fired = torch.zeros(sae.d_sae, dtype=torch.float64)
-    mass, tokens = torch.zeros_like(fired), 0
-    device = sae.W_dec.device
-    for batch in batches:
-        batch = batch.to(device)
+def look_at(subject: Subject, baseline: Baseline) -> tuple[Look, Look | None]:
+    """One pass over the held-out tokens, with the SAE and its baseline, if there is one."""
+    sae, itself = subject.sae, baseline.folder == subject.folder
+    flat = None if baseline.folder is None or itself else load_sae(baseline.folder, str(subject.device))
+    pairs, smoothness, distinct = Pairs(sae.d_sae, LAGS, LAG), Smoothness(sae.d_sae), DistinctLatents(sae.d_sae)
+    theirs = Pairs(flat.d_sae, (LAG,), LAG) if flat is not None else None
+    for batch in pieces(subject, max(sae.d_sae, flat.d_sae if flat is not None else 0)):
         latents = sae.encode(batch)
-        counted = latents * batch.valid[..., None]
-        fired += (counted > 0).sum((0, 1)).double().cpu()
-        mass += counted.sum((0, 1), dtype=torch.float64).cpu()
-        tokens += batch.n_valid
-        for lag in lags:
-            if lag < latents.shape[1]:
-                for kind, pairs in zip(("rho", "null", "elsewhere"), pair_sums(latents, batch, lag), strict=True):
-                    sums.setdefault((kind, lag), PairSums()).add(*pairs)
-    if not tokens:
-        raise DataError("there is no token to measure on.")
-    found: dict[str, dict[int, Tensor]] = {"rho": {}, "null": {}, "elsewhere": {}}
-    for (kind, lag), pairs_of in sums.items():
-        found[kind][lag] = pairs_of.correlation()
-    n_pairs = {lag: sums["rho", lag].n for lag in found["rho"]}
-    share = mass / mass.sum().clamp_min(1e-300)
-    return Persistence(found["rho"], found["null"], found["elsewhere"], n_pairs, fired / tokens, share)
+        for one in (pairs, smoothness, distinct):
+            one.add(latents, batch)
+        if flat is not None and theirs is not None:
+            theirs.add(flat.encode(batch), batch)
+    if not pairs.tokens.sum():
+        raise DataError("there is no held-out token to evaluate on. Harvest more, or raise --held-out.")
+    ours = Look(pairs, persistence_of(pairs), alive(pairs), smoothness, distinct)
+    if theirs is not None:
+        return ours, Look(theirs, persistence_of(theirs), alive(theirs))
+    return ours, ours if itself else None
 
 
-def mass_weighted(values: Tensor, mass: Tensor, among: Tensor | slice | None = None) -> float:
-    """Mean of figures per latent, weighted by activation mass; of the latents `among` only."""
-    chosen = slice(None) if among is None else among
-    return float((values[chosen] * mass[chosen]).sum() / mass[chosen].sum().clamp_min(1e-300))
+def pieces(subject: Subject, n_latents: int) -> Iterator[Batch]:
+    """Whole sequences in the order of the store, few enough at once for their codes; two at least, for the nulls."""
+    rows = max(MOST_VALUES // (subject.store.context * n_latents), 2)
+    for batch in subject.held_out(subject.store.context):
+        for start in range(0, len(batch.x), rows):
+            subject.refuse_when_stopped()
+            yield rows_of(batch, slice(start, start + rows))
 
 
-def dense_mass(measured: Persistence, above: float = DENSE) -> float:
-    """Share of the activation mass in latents active on more than `above` of the tokens."""
-    return float(measured.mass[measured.density > above].sum())
+def rows_of(batch: Batch, rows: slice) -> Batch:
+    """Some sequences of a batch."""
+    valid = batch.valid[rows]
+    return Batch(batch.x[rows], valid, int(valid.sum()), lambda: batch.context[rows])
 
 
-def bin_of(density: Tensor) -> Tensor:
-    """The bin of each density: ten, equal in log density from 1e-4 to 1; what is rarer is in the first."""
-    return torch.bucketize(density, torch.tensor(BIN_EDGES[1:-1], dtype=density.dtype), right=True)
+def alive(pairs: Pairs) -> Tensor:
+    """Latents of density ≥ max(1e-5, 10 / tokens) [L]."""
+    tokens = float(pairs.tokens.sum())
+    return pairs.fired.sum(0) >= max(ALIVE_ABOVE * tokens, ALIVE_TOKENS)
 
 
-def mass_by_bin(measured: Persistence, among: Tensor | slice | None = None) -> Tensor:
-    """Share of the activation mass in each bin of density [10]; of the latents `among` only, of their mass."""
-    chosen = slice(None) if among is None else among
-    mass = measured.mass[chosen]
-    bins = torch.zeros(len(BIN_EDGES) - 1, dtype=mass.dtype)
-    return bins.index_add(0, bin_of(measured.density[chosen]), mass) / mass.sum().clamp_min(1e-300)
+# ---- figures -----------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Matched:
-    """A mean over bins of density with the weights of a reference.
-
-    Attributes:
-        value: the mean over the bins that both have.
-        reference: the reference's own mean over the same bins, which `value` is to be held against.
-        covered: the reference's mass in those bins; where it is well below 1, `value` says little.
-        by_bin: the mass-weighted mean in each bin [10], NaN where a bin has no mass.
-    """
-
-    value: float
-    reference: float
-    covered: float
-    by_bin: Tensor
+def counts(look: Look) -> Figures:
+    """What is there whatever the codes are."""
+    found, pairs = look.persistence, look.pairs
+    return {
+        "tokens": int(pairs.tokens.sum()),
+        "documents": len(pairs.documents),
+        "l0": float(found.density.sum()),
+        "alive": int(look.alive.sum()),
+        "dense_share": float((found.density > 0.1).double().mean()),
+        "always_share": float((found.density > 0.5).double().mean()),
+    }
 
 
-def density_matched(
-    measured: Persistence,
-    reference: Persistence,
-    lag: int,
-    among: Tensor | slice | None = None,
-    reference_among: Tensor | slice | None = None,
-) -> Matched:
-    """Mass-weighted ρ(lag) within bins of density, averaged with the reference's mass per bin.
-
-    Two SAEs of equal ρ within each bin come out equal, however their mass lies over the bins.
-    """
-    by_bin, theirs = rho_by_bin(measured, lag, among), rho_by_bin(reference, lag, reference_among)
-    weights = mass_by_bin(reference, reference_among)
-    both = ~by_bin.isnan() & (weights > 0)
-    covered = float(weights[both].sum())
-    if covered == 0:
-        return Matched(float("nan"), float("nan"), 0.0, by_bin)
-    means = [float((values[both] * weights[both]).sum()) / covered for values in (by_bin, theirs)]
-    return Matched(means[0], means[1], covered, by_bin)
+def weighted(values: dict[int, Tensor] | Tensor | None, look: Look, lag: int = LAG) -> float | Missing:
+    """Mean over the alive latents by activation mass, of figures [L], or of those at a lag."""
+    if isinstance(values, dict):
+        values = values.get(lag)
+    if values is None:
+        return Missing(why_no_pairs(look, lag))
+    return mass_weighted(values, look.persistence.mass, look.alive)
 
 
-def rho_by_bin(measured: Persistence, lag: int, among: Tensor | slice | None = None) -> Tensor:
-    """Mass-weighted ρ(lag) in each bin of density [10], NaN where a bin has no mass."""
-    chosen = slice(None) if among is None else among
-    mass, rho, bins = measured.mass[chosen], measured.rho[lag][chosen], bin_of(measured.density[chosen])
-    empty = torch.zeros(len(BIN_EDGES) - 1, dtype=mass.dtype)
-    return empty.index_add(0, bins, mass * rho) / empty.index_add(0, bins, mass)
+def why_no_pairs(look: Look, lag: int) -> str:
+    """Why there is no pair of a kind at a lag."""
+    if lag not in look.persistence.rho:
+        return f"no two held-out tokens of one document are {lag} apart in a sequence"
+    return f"no two held-out tokens of different documents are {lag} apart: the null needs several documents"
 
 
-def correlation_time(measured: Persistence, among: Tensor | slice | None = None) -> float | None:
-    """First lag at which mass-weighted ρ is below half of ρ at the shortest lag, interpolated.
+def persistence_figures(look: Look) -> Figures:
+    """ρ with its nulls, how long it lasts, and the same for being active at all."""
+    found, time = look.persistence, correlation_time(look.persistence, look.alive)
+    rho = found.rho.get(LAG)
+    return {
+        "rho_1": weighted(found.rho, look, 1),
+        "rho_8": weighted(found.rho, look),
+        "rho_8_unweighted": Missing(why_no_pairs(look, LAG)) if rho is None else float(rho[look.alive].mean()),
+        "rho_8_null": weighted(found.null, look),
+        "rho_8_null_elsewhere": weighted(found.null_elsewhere, look),
+        "correlation_time": Missing(time.reason) if time.value is None else time.value,
+        "dense_mass": dense_mass(found),
+        "mi_8": weighted(information(look.pairs, "inside", LAG), look),
+        "mi_8_null": weighted(information(look.pairs, "same_place", LAG), look),
+    }
 
-    None where ρ at the shortest lag is within its null (no more than twice its size), or never falls that low:
-    order groups by ρ(8) then.
-    """
-    lags = sorted(measured.rho)
-    curve = [mass_weighted(measured.rho[lag], measured.mass, among) for lag in lags]
-    null = abs(mass_weighted(measured.null[lags[0]], measured.mass, among))
-    if curve[0] <= 2 * null:
-        return None
-    half = curve[0] / 2
-    for (lag, value), (later, next_value) in zip(
-        zip(lags, curve, strict=True), zip(lags[1:], curve[1:], strict=True), strict=False
-    ):
-        if next_value < half:
-            return lag + (later - lag) * (value - half) / (value - next_value)
-    return None
+
+def matched_figures(look: Look, flat: Look | None, baseline: Baseline) -> Figures:
+    """ρ(8) at equal density with the baseline."""
+    names = ("matched_rho_8", "matched_rho_8_baseline", "matched_difference", "matched_covered")
+    if flat is None:
+        return dict.fromkeys(names, Missing(baseline.reason))
+    if LAG not in look.persistence.rho:
+        return dict.fromkeys(names, Missing(why_no_pairs(look, LAG)))
+    matched = density_matched(look.persistence, flat.persistence, LAG, look.alive, flat.alive)
+    if not matched.covered:
+        return dict.fromkeys(names, Missing("no bin of density holds latents of both"))
+    values = (matched.value, matched.reference, matched.value - matched.reference, matched.covered)
+    return dict(zip(names, values, strict=True))
+
+
+def run_figures(look: Look) -> Figures:
+    """How long latents stay active, and the variance of steps of 1 against that of steps of 8."""
+    near, far, smoothness = look.pairs.whole("inside", 1), look.pairs.whole("inside", LAG), look.smoothness
+    assert smoothness is not None
+    if near is None:
+        return dict.fromkeys(("run_length", "run_length_ratio", "variance_ratio"), Missing(why_no_pairs(look, 1)))
+    active, tokens, density = look.pairs.fired.sum(0), float(look.pairs.tokens.sum()), look.persistence.density
+    length = active / (active - near[0][BOTH]).clamp_min(1)  # a run begins where the token before is not active
+    # independent tokens: n π (1 − π) + π² runs are due in n tokens in a row, 1 / (1 − π) tokens each where n is large
+    due = tokens / (tokens * (1 - density) + smoothness.runs * density)
+    figures: Figures = {"run_length": weighted(length, look), "run_length_ratio": weighted(length / due, look)}
+    if far is None:
+        return figures | {"variance_ratio": Missing(why_no_pairs(look, LAG))}
+    step, leap = (float(spread(*sums)[look.alive].sum()) for sums in (near, far))
+    return figures | {"variance_ratio": step / leap if leap else Missing("no latent varies over 8 tokens")}
+
+
+def spread(sums: Tensor, n: float) -> Tensor:
+    """Variance of the later member less the first [L]."""
+    a, b, aa, bb, ab = sums[:A_ON] / n
+    variance: Tensor = aa + bb - 2 * ab - (b - a).square()
+    return variance.clamp_min(0)
+
+
+def smoothness_figures(look: Look) -> Figures:
+    """How codes move from token to token."""
+    found, distinct = look.smoothness, look.distinct
+    assert found is not None
+    assert distinct is not None
+    steps = Missing("no two held-out tokens of one document follow each other")
+    rare = Missing(f"no {WINDOW} held-out tokens of one document in a row in which a latent varies")
+    short = Missing(f"no held-out document has {DOCUMENT_WINDOW} tokens")
+    return {
+        "total_variation": found.change / found.size if found.size else steps,
+        "lipschitz": found.per_distance / found.moved if found.moved else steps,
+        "lipschitz_latent": float(found.steepest[look.alive].mean()) if found.moved else steps,
+        "fft_ratio": found.high / found.low if found.low else rare,
+        "haar_ratio": sum(found.details) / found.approximation if found.approximation else rare,
+        "sequence_l0": distinct.total / distinct.windows if distinct.windows else short,
+    }
+
+
+# ---- intervals ---------------------------------------------------------------------------------------------------
+
+
+def intervals(look: Look, flat: Look | None) -> dict[str, list[float] | None]:
+    """95 % intervals over blocks of documents, of which each document is its own while there are at most 128."""
+    names = ("rho_8", "matched_difference")
+    found: dict[str, list[float] | None] = dict.fromkeys(names)
+    if LAG not in look.persistence.rho or not bool(look.alive.any()):
+        return found
+    ours = sums_by_block(look)
+
+    def rho(sums: Tensor) -> float:
+        measured = at_lag(sums)
+        return mass_weighted(measured.rho[LAG], measured.mass)
+
+    found["rho_8"] = as_list(bootstrap_interval(ours, rho))
+    if flat is not None and bool(flat.alive.any()):
+        both = torch.cat([ours, sums_by_block(flat)], dim=-1)
+
+        def difference(sums: Tensor) -> float:
+            matched = density_matched(at_lag(sums[:, : ours.shape[-1]]), at_lag(sums[:, ours.shape[-1] :]), LAG)
+            return matched.value - matched.reference
+
+        found["matched_difference"] = as_list(bootstrap_interval(both, difference))
+    return found
+
+
+def as_list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def sums_by_block(look: Look) -> Tensor:
+    """What ρ(8), density and mass of the alive latents are made of, [blocks, 7, alive + 1]; last, pairs and tokens."""
+    pairs, n_blocks = look.pairs, min(len(look.pairs.documents), look.pairs.n_blocks)
+    inside = pairs.by["inside", LAG]
+    rows = [*inside.sums[[A, B, AA, BB, AB]], pairs.fired, pairs.mass]
+    totals = [inside.n] * 5 + [pairs.tokens] * 2
+    columns = [torch.cat([row[:, look.alive], total[:, None]], 1) for row, total in zip(rows, totals, strict=True)]
+    return torch.stack(columns, dim=1)[:n_blocks]
+
+
+def at_lag(sums: Tensor) -> Persistence:
+    """ρ(8), density and mass from sums over blocks."""
+    latents, totals = sums[:, :-1], sums[:, -1]
+    return Persistence({LAG: correlation(latents, totals[0])}, {}, {}, {}, latents[5] / totals[5], shares(latents[6]))
+
+
+# ---- what else the file says --------------------------------------------------------------------------------------
+
+
+def curve(look: Look) -> dict[str, list[Any]]:
+    """Figures by lag, mass-weighted unless named otherwise; None where there is no pair."""
+    found, lags = look.persistence, sorted(look.persistence.rho)
+
+    def over_lags(values: dict[int, Tensor]) -> list[float | None]:
+        means = (weighted(values, look, lag) for lag in lags)
+        return [None if isinstance(mean, Missing) else mean for mean in means]
+
+    def told(kind: Kind) -> list[float | None]:
+        known = {lag: told for lag in lags if (told := information(look.pairs, kind, lag)) is not None}
+        return over_lags(known)
+
+    return {
+        "lags": lags,
+        "pairs": [found.n_pairs[lag] for lag in lags],
+        "rho": over_lags(found.rho),
+        "rho_unweighted": [float(found.rho[lag][look.alive].mean()) if look.alive.any() else None for lag in lags],
+        "null": over_lags(found.null),
+        "null_elsewhere": over_lags(found.null_elsewhere),
+        "mi": told("inside"),
+        "mi_null": told("same_place"),
+    }
+
+
+def density_bins(look: Look, flat: Look | None) -> dict[str, list[Any]]:
+    """By bin of density: alive latents, activation mass and ρ(8), with the baseline's."""
+    bins: dict[str, list[Any]] = {"edges": list(BIN_EDGES)}
+    for name, one in (("", look), ("baseline_", flat)):
+        if one is None:
+            continue
+        measured = one.persistence
+        bins[f"{name}latents"] = torch.bincount(bin_of(measured.density[one.alive]), minlength=10).tolist()
+        bins[f"{name}mass"] = mass_by_bin(measured, one.alive).tolist()
+        if LAG in measured.rho:
+            rho = rho_by_bin(measured, LAG, one.alive)
+            bins[f"{name}rho_8"] = [None if value != value else value for value in rho.tolist()]
+    return bins
+
+
+def group_figures(look: Look, flat: Look | None, place: slice) -> dict[str, Any]:
+    """The figures of one level or time scale."""
+    found = look.persistence
+    among = torch.zeros_like(look.alive)
+    among[place] = look.alive[place]
+    figures: dict[str, Any] = {
+        "latents": len(range(*place.indices(len(among)))),
+        "alive": int(among.sum()),
+        "l0": float(found.density[place].sum()),
+        "mass": float(found.mass[place].sum()),
+    }
+    names = ("rho_8", "rho_8_null", "correlation_time", "matched_rho_8", "matched_rho_8_baseline", "matched_covered")
+    figures |= dict.fromkeys(names) | {"reason": "no latent of the group is active on enough of these tokens"}
+    if not figures["alive"]:
+        return figures
+    time = correlation_time(found, among)
+    figures |= {"correlation_time": time.value, "reason": time.reason}
+    for name, values in (("rho_8", found.rho), ("rho_8_null", found.null)):
+        if LAG in values:
+            figures[name] = mass_weighted(values[LAG], found.mass, among)
+    if flat is not None and LAG in found.rho:
+        matched = density_matched(found, flat.persistence, LAG, among, flat.alive)
+        figures["matched_covered"] = matched.covered
+        if matched.covered:
+            figures |= {"matched_rho_8": matched.value, "matched_rho_8_baseline": matched.reference}
+    return figures

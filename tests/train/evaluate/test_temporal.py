@@ -1,162 +1,295 @@
-"""Persistence of latents against slow references."""
+"""Suite `temporal` on a small run, and its figures on codes made by hand."""
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from common.errors import DataError
+from common.config import build
+from common.errors import ConfigError, DataError
+from common.files import read_json, write_json
+from common.stopping import Stop
+from tests.train import runs
+from train.config import EvalConfig
 from train.data.batch import Batch
+from train.data.reader import Batches
+from train.evaluate.baseline import Baseline
+from train.evaluate.command import subject_of
+from train.evaluate.matching import density_matched
+from train.evaluate.pairs import Pairs
+from train.evaluate.persistence import mass_weighted, measure_persistence, persistence_of
+from train.evaluate.smoothness import DistinctLatents, Smoothness
+from train.evaluate.subject import Evaluation, Models, Subject
 from train.evaluate.temporal import (
-    Persistence,
-    correlation_time,
-    dense_mass,
-    density_matched,
-    mass_by_bin,
-    mass_weighted,
-    measure_persistence,
+    LAG,
+    TEMPORAL_METRICS,
+    Look,
+    Missing,
+    at_lag,
+    counts,
+    intervals,
+    matched_figures,
+    persistence_figures,
+    run_figures,
+    sums_by_block,
+    temporal,
 )
-from train.saes import make_sae
-from train.saes.base import SAE
+from train.saes import load_sae
+
+MATCHED = ("matched_rho_8", "matched_rho_8_baseline", "matched_difference", "matched_covered")
 
 
-def sae_of() -> SAE:
-    sae = make_sae("topk", {"d_sae": 12, "k": 5}, 6, 0, "test")
-    with torch.no_grad():
-        sae.W_enc[:, 11] = 0.0  # never active
-    return sae
-
-
-def batches_of(n: int = 2) -> list[Batch]:
-    """Windows of 10 with a document border at place 4 and a few places not valid."""
-    out = []
-    for seed in range(n):
-        generator = torch.Generator().manual_seed(seed)
-        slow = torch.randn(5, 1, 6, generator=generator)
-        x = slow + torch.randn(5, 10, 6, generator=generator)
-        doc = torch.stack([torch.tensor([2 * row] * 4 + [2 * row + 1] * 6) for row in range(5)]).int()
-        valid = torch.rand(5, 10, generator=generator) > 0.15
-        out.append(Batch.of(x, doc=doc, valid=valid))
+@pytest.fixture(scope="module")
+def run(shared_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few steps of a contrastive learner beside a flat one and a reference."""
+    out = tmp_path_factory.mktemp("temporal") / "run"
+    learners = (
+        runs.learner("batchtopk"),
+        runs.learner("contrastive", window=32, buffer=0, keys=64, anchors=16),
+        runs.learner("mean"),
+    )
+    runs.run(shared_store, out, *learners, steps=4, held_out=0.2)
     return out
 
 
-def slow_pairs(batches: list[Batch], lag: int, shift: int | None) -> list[tuple[int, int, int, int, int]]:
-    """(batch, row, t, other row, other place) of each pair; `shift` None: inside a document."""
-    found = []
-    for number, batch in enumerate(batches):
-        rows, window = batch.valid.shape
-        for row in range(rows):
-            for t in range(window - lag):
-                s = t + lag
-                inside = batch.valid[row, t] and batch.valid[row, s] and batch.doc[row, t] == batch.doc[row, s]
-                if not inside:
-                    continue
-                if shift is None:
-                    found.append((number, row, t, row, s))
-                    continue
-                other, place = (row - 1) % rows, (s - shift) % window
-                if batch.valid[other, place] and batch.doc[other, place] != batch.doc[row, t]:
-                    found.append((number, row, t, other, place))
-    return found
+@contextmanager
+def subject(folder: Path, **options: Any) -> Iterator[Subject]:
+    config = build(EvalConfig, {"suite": "temporal"} | options, "test")
+    with subject_of(folder, config, Models(torch.device("cpu")), Stop()) as found:
+        yield found
 
 
-@pytest.mark.parametrize("lag", [1, 3])
-@pytest.mark.parametrize(("kind", "shift"), [("rho", None), ("null", 0), ("null_elsewhere", 5)])
-def test_correlation_is_pearsons_over_the_pairs_of_a_loop(lag: int, kind: str, shift: int | None) -> None:
-    sae, batches = sae_of(), batches_of()
-    codes = [sae.encode(batch).detach().double().numpy() for batch in batches]
-    measured = measure_persistence(sae, batches, (lag, 20))
-    pairs = slow_pairs(batches, lag, shift)
-    first = np.array([codes[n][row, t] for n, row, t, _, _ in pairs])
-    second = np.array([codes[n][row, t] for n, _, _, row, t in pairs])
-    figures = getattr(measured, kind)
-    assert list(figures) == [lag]  # a lag of 20 does not fit into windows of 10
-    for latent in range(11):
-        expected = np.corrcoef(first[:, latent], second[:, latent])[0, 1]
-        # products of float32 numbers summed in float64
-        assert figures[lag][latent].item() == pytest.approx(expected, abs=1e-5)
-    assert figures[lag][11].item() == 0.0
-    if kind == "rho":
-        assert measured.n_pairs[lag] == len(pairs)
+def evaluated(folder: Path, **options: Any) -> Evaluation:
+    with subject(folder, **options) as found:
+        return temporal(found)
 
 
-def test_density_and_mass_count_valid_tokens() -> None:
-    sae, batches = sae_of(), batches_of()
-    measured = measure_persistence(sae, batches, (1,))
-    rows = torch.cat([sae.encode(batch)[batch.valid] for batch in batches]).detach().double()
-    assert torch.allclose(measured.density, (rows > 0).double().mean(0))
-    assert torch.allclose(measured.mass, rows.sum(0) / rows.sum(), atol=1e-6)
+def holding_out(found: Subject, share: float) -> Subject:
+    """The same with another share of the documents."""
+    config = found.plan.config.model_copy(update={"held_out": share})
+    plan = dataclasses.replace(found.plan, config=config)
+    return dataclasses.replace(found, batches=Batches(found.store, plan))
 
 
-def test_batches_without_tokens_are_refused() -> None:
-    with pytest.raises(DataError, match="no token"):
-        measure_persistence(sae_of(), [])
-    with pytest.raises(DataError, match="no pair of tokens this far apart"):
-        measure_persistence(sae_of(), [Batch.of(torch.randn(1, 10, 6))], (1,))  # one document: no null
+@pytest.fixture(scope="module")
+def contrastive(run: Path) -> Evaluation:
+    return evaluated(run / "contrastive")
 
 
-def made(density: list[float], mass: list[float], rho: list[float], null: float = 0.0) -> Persistence:
-    values = {8: torch.tensor(rho, dtype=torch.float64)}
-    nulls = {8: torch.full((len(rho),), null, dtype=torch.float64)}
-    weights = torch.tensor(mass, dtype=torch.float64)
-    return Persistence(values, nulls, nulls, {8: 1}, torch.tensor(density, dtype=torch.float64), weights)
+# ---- the suite ---------------------------------------------------------------------------------------------------
 
 
-def test_matching_takes_the_references_weights() -> None:
-    # bins end at .063, .158 and .398: the latents lie in the seventh, the eighth, and the last
-    reference = made([0.03, 0.1], [0.75, 0.25], [0.1, 0.3])
-    ours = made([0.03, 0.04, 0.1, 0.9], [0.1, 0.1, 0.2, 0.6], [0.1, 0.3, 0.6, 0.95])
-    matched = density_matched(ours, reference, 8)
-    assert matched.value == pytest.approx(0.75 * 0.2 + 0.25 * 0.6)
-    assert matched.reference == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
-    assert matched.covered == pytest.approx(1.0)
-    assert matched.by_bin[[6, 7, 9]].tolist() == pytest.approx([0.2, 0.6, 0.95])
-    assert matched.by_bin.isnan().sum() == 7
-    plain = mass_weighted(reference.rho[8], reference.mass)
-    assert density_matched(reference, reference, 8).value == pytest.approx(plain)
+def test_metrics_are_those_of_the_table_and_every_null_has_a_reason(run: Path, contrastive: Evaluation) -> None:
+    for found in (contrastive, evaluated(run / "mean")):
+        assert list(found.metrics) == list(TEMPORAL_METRICS)
+        assert {key for key, value in found.metrics.items() if value is None} == set(found.reasons)
+        assert all(value is None or math.isfinite(value) for value in found.metrics.values())
 
 
-def test_matching_tells_what_it_does_not_cover() -> None:
-    reference = made([0.03, 0.5], [0.4, 0.6], [0.1, 0.3])
-    matched = density_matched(made([0.03, 0.1], [0.5, 0.5], [0.2, 0.9]), reference, 8)
-    assert matched.value == pytest.approx(0.2)
-    assert matched.reference == pytest.approx(0.1)  # not .22, its mean over all bins
-    assert matched.covered == pytest.approx(0.4)
+def test_figures_are_those_of_the_functions_they_come_from(run: Path, contrastive: Evaluation) -> None:
+    found = contrastive
+    with subject(run / "contrastive") as looked_at:
+        sae, flat = looked_at.sae, load_sae(run / "batchtopk")
+        batches = list(looked_at.held_out(looked_at.store.context))
+    ours, theirs = measure_persistence(sae, batches), measure_persistence(flat, batches)
+    tokens = sum(batch.n_valid for batch in batches)
+    alive, flat_alive = (one.density * tokens >= 10 for one in (ours, theirs))
+    matched = density_matched(ours, theirs, 8, alive, flat_alive)
+    expected = {
+        "tokens": tokens,
+        "alive": int(alive.sum()),
+        "rho_1": mass_weighted(ours.rho[1], ours.mass, alive),
+        "rho_8": mass_weighted(ours.rho[8], ours.mass, alive),
+        "rho_8_unweighted": float(ours.rho[8][alive].mean()),
+        "matched_rho_8": matched.value,
+        "matched_difference": matched.value - matched.reference,
+    }
+    assert {name: found.metrics[name] for name in expected} == pytest.approx(expected)
+    assert found.more["baseline"] == str(run / "batchtopk")
+    curve = found.more["curve"]
+    assert curve["lags"] == [1, 2, 4, 8, 16, 32]  # sequences of 64 have no pairs 64 apart
+    assert curve["rho"][3] == pytest.approx(expected["rho_8"])
+    assert {len(values) for values in curve.values()} == {6}
+    bins = found.more["density_bins"]
+    assert sum(bins["latents"]) == expected["alive"]
+    assert sum(bins["baseline_mass"]) == pytest.approx(1)
 
 
-def test_matching_among_some_latents() -> None:
-    reference = made([0.03, 0.1], [0.75, 0.25], [0.1, 0.3])
-    ours = made([0.03, 0.03, 0.1], [0.1, 0.3, 0.6], [0.5, 0.1, 0.2])
-    assert density_matched(ours, reference, 8, slice(0, 1)).value == pytest.approx(0.5)
-    assert density_matched(ours, reference, 8, reference_among=slice(1, 2)).value == pytest.approx(0.2)
+def test_a_flat_learner_is_its_own_baseline(run: Path) -> None:
+    found = evaluated(run / "batchtopk")
+    assert found.metrics["matched_difference"] == 0
+    assert found.metrics["matched_rho_8"] == pytest.approx(found.metrics["rho_8"])
+    assert found.metrics["matched_covered"] == pytest.approx(1)
+    assert found.more["groups"] == {}
 
 
-def test_masses_by_density() -> None:
-    measured = made([1e-6, 0.03, 0.45, 1.0], [0.1, 0.2, 0.3, 0.4], [0.0] * 4)
-    assert dense_mass(measured) == pytest.approx(0.7)
-    assert dense_mass(measured, 0.9) == pytest.approx(0.4)
-    assert mass_by_bin(measured)[[0, 6, 9]].tolist() == pytest.approx([0.1, 0.2, 0.7])
-    assert mass_by_bin(measured, slice(0, 2)).sum().item() == pytest.approx(1.0)
+def test_groups_share_the_mass_and_have_figures_of_their_own(contrastive: Evaluation) -> None:
+    found = contrastive
+    groups = found.more["groups"]
+    assert list(groups) == ["high", "low"]
+    assert sum(group["latents"] for group in groups.values()) == 32
+    assert sum(group["mass"] for group in groups.values()) == pytest.approx(1)
+    assert sum(group["l0"] for group in groups.values()) == pytest.approx(found.metrics["l0"])
+    masses = [group["mass"] for group in groups.values()]
+    rhos = [group["rho_8"] for group in groups.values()]
+    assert rhos[0] != rhos[1]
+    assert sum(m * r for m, r in zip(masses, rhos, strict=True)) == pytest.approx(found.metrics["rho_8"], abs=1e-3)
+    for group in groups.values():
+        assert (group["correlation_time"] is None) == bool(group["reason"])
 
 
-def test_mass_weighted_mean_by_hand() -> None:
-    measured = made([0.1] * 3, [0.5, 0.25, 0.25], [0.2, 0.4, 0.8])
-    assert mass_weighted(measured.rho[8], measured.mass) == pytest.approx(0.4)
-    assert mass_weighted(measured.rho[8], measured.mass, slice(1, None)) == pytest.approx(0.6)
+def test_dead_latents_leave_everything_but_counts_out(run: Path) -> None:
+    found = evaluated(run / "mean")
+    assert (found.metrics["l0"], found.metrics["alive"], found.metrics["dense_share"]) == (0, 0, 0)
+    assert found.reasons["rho_8"] == "no latent is active on enough of these tokens"
+    assert found.more["intervals"] == {"rho_8": None, "matched_difference": None}
 
 
-def curve(values: dict[int, float], null: float) -> Persistence:
-    def one(value: float) -> Tensor:
-        return torch.tensor([value], dtype=torch.float64)
+def test_one_short_document_has_no_null_and_no_interval(run: Path) -> None:
+    with subject(run / "contrastive", max_tokens=40) as many:
+        found = temporal(holding_out(many, 1e-9))  # one document at least is held out; of it one sequence is read
+    assert found.metrics["documents"] == 1
+    assert found.metrics["rho_8"] is not None
+    assert found.metrics["rho_8_null"] is None
+    assert "the null needs several documents" in found.reasons["rho_8_null"]
+    assert "none of different documents" in found.reasons["correlation_time"]
+    assert found.reasons["sequence_l0"] == "no held-out document has 128 tokens"
+    assert set(found.more["intervals"].values()) == {None}
 
-    rho, nulls = {lag: one(value) for lag, value in values.items()}, {lag: one(null) for lag in values}
-    return Persistence(rho, nulls, nulls, dict.fromkeys(values, 1), one(0.1), one(1.0))
+
+def test_no_held_out_token_is_refused(run: Path) -> None:
+    with subject(run / "batchtopk") as found, pytest.raises(DataError, match="no held-out token"):
+        temporal(holding_out(found, 0))
 
 
-def test_correlation_time_is_interpolated() -> None:
-    # half of .8 lies between .5 at 2 and .3 at 4, in the middle
-    assert correlation_time(curve({1: 0.8, 2: 0.5, 4: 0.3}, 0.0)) == pytest.approx(3.0)
-    assert correlation_time(curve({1: 0.8, 2: 0.7, 4: 0.6}, 0.0)) is None
-    assert correlation_time(curve({1: 0.1, 2: 0.01}, 0.06)) is None
+def test_the_same_command_gives_the_same_file(run: Path, contrastive: Evaluation) -> None:
+    assert evaluated(run / "contrastive") == contrastive
+
+
+# ---- baselines ---------------------------------------------------------------------------------------------------
+
+
+def test_without_a_flat_learner_the_matched_figures_have_a_reason(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "run"
+    shutil.copytree(run, alone)
+    shutil.rmtree(alone / "batchtopk")
+    found = evaluated(alone / "contrastive")
+    assert [found.metrics[name] for name in MATCHED] == [None] * 4
+    assert f"no finished batchtopk of L0 4 and seed 0 in {alone}" in found.reasons["matched_rho_8"]
+    assert found.more["baseline"] is None
+    assert found.more["intervals"]["rho_8"] is not None
+    # a folder of a learner, and a folder of a run
+    named = evaluated(alone / "contrastive", baseline=str(run / "batchtopk"))
+    chosen = evaluated(alone / "contrastive", baseline=str(run))
+    assert named == chosen
+    assert named.more["baseline"] == str(run / "batchtopk")
+
+
+def test_a_baseline_may_be_any_learner_of_the_run(run: Path) -> None:
+    found = evaluated(run / "batchtopk", baseline="contrastive")
+    assert found.more["baseline"] == str(run / "contrastive")
+    back = evaluated(run / "contrastive", baseline="contrastive")
+    assert found.metrics["matched_rho_8_baseline"] != found.metrics["matched_rho_8"]
+    assert back.metrics["matched_difference"] == 0
+
+
+def test_what_is_no_learner_is_refused_as_baseline(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--baseline nobody: no trained learner, neither in .* nor at that path"):
+        evaluated(run / "batchtopk", baseline="nobody")
+
+
+def test_a_baseline_of_other_activations_is_refused(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "flat"
+    shutil.copytree(run / "batchtopk", other)
+    facts = read_json(other / "sae" / "config.json")
+    write_json(other / "sae" / "config.json", facts | {"hook": "blocks.9.hook_resid_post"})
+    with pytest.raises(ConfigError, match=r"trained on hook blocks\.9\.hook_resid_post, .* their codes do not compare"):
+        evaluated(run / "contrastive", baseline=str(other))
+
+
+# ---- figures on codes by hand ------------------------------------------------------------------------------------
+
+
+def look_of(latents: Tensor, batch: Batch) -> Look:
+    n = latents.shape[-1]
+    pairs, smoothness, distinct = Pairs(n, (1, LAG), LAG), Smoothness(n), DistinctLatents(n)
+    for one in (pairs, smoothness, distinct):
+        one.add(latents, batch)
+    return Look(pairs, persistence_of(pairs), pairs.fired.sum(0) >= 1, smoothness, distinct)
+
+
+def drawn(rows: int, length: int, *densities: float) -> Look:
+    """Independent tokens, each sequence a document."""
+    generator = torch.Generator().manual_seed(0)
+    on = torch.rand(rows, length, len(densities), generator=generator) < torch.tensor(densities)
+    return look_of(on.float(), Batch.of(torch.zeros(rows, length, 1)))
+
+
+def test_run_lengths_of_known_runs() -> None:
+    pattern = torch.tensor([1.0, 1, 1, 0, 0, 0, 0, 0, 1, 0, 0, 0])  # runs of 3 and 1: 2 on average
+    look = look_of(pattern.repeat(2)[None, :, None].repeat(2, 1, 1), Batch.of(torch.zeros(2, 24, 1)))
+    figures = run_figures(look)
+    assert figures["run_length"] == pytest.approx(2.0)
+    # a third of 24 tokens in a row: 24·(1/3)(2/3) + 1/9 runs of 8 tokens on
+    due = 8 / (24 * 2 / 9 + 1 / 9)
+    assert figures["run_length_ratio"] == pytest.approx(2.0 / due)
+
+
+def test_independent_tokens_have_no_persistence() -> None:
+    look = drawn(60, 200, 0.3, 0.05)
+    figures = persistence_figures(look) | run_figures(look)
+    for name in ("rho_1", "rho_8", "rho_8_unweighted", "rho_8_null", "rho_8_null_elsewhere"):
+        assert figures[name] == pytest.approx(0, abs=0.03)  # 12,000 pairs: standard error .01
+    assert figures["mi_8"] == pytest.approx(0, abs=1e-3)
+    assert figures["run_length_ratio"] == pytest.approx(1, abs=0.03)
+    assert figures["variance_ratio"] == pytest.approx(1, abs=0.03)
+    assert isinstance(figures["correlation_time"], Missing)
+
+
+def test_counts_by_hand() -> None:
+    figures = counts(drawn(10, 50, 0.0, 0.3, 0.9))
+    assert figures["tokens"] == 500
+    assert figures["documents"] == 10
+    assert figures["alive"] == 2
+    assert figures["l0"] == pytest.approx(1.2, abs=0.1)
+    assert (figures["dense_share"], figures["always_share"]) == pytest.approx((2 / 3, 1 / 3))
+
+
+def test_dense_latents_gain_nothing_by_matching() -> None:
+    look, flat = drawn(40, 100, 0.9, 0.05), drawn(40, 100, 0.05, 0.05)
+    figures = matched_figures(look, flat, Baseline(None))
+    assert figures["matched_covered"] == pytest.approx(1)
+    assert figures["matched_difference"] == pytest.approx(0, abs=0.05)
+    apart = matched_figures(drawn(40, 100, 0.9), flat, Baseline(None))
+    assert apart["matched_rho_8"] == Missing("no bin of density holds latents of both")
+
+
+def test_intervals_are_of_the_figures_beside_them() -> None:
+    look, flat = drawn(40, 100, 0.3, 0.05), drawn(40, 100, 0.05, 0.25)
+    figures = persistence_figures(look) | matched_figures(look, flat, Baseline(None))
+    found = intervals(look, flat)
+    for name, interval in found.items():
+        value = figures[name]
+        assert interval is not None
+        assert not isinstance(value, Missing)
+        assert interval[0] < value < interval[1]
+        assert interval[1] - interval[0] < 0.1  # 4,000 pairs in 40 documents: a standard error of .015
+    whole = at_lag(sums_by_block(look).sum(0))
+    assert torch.allclose(whole.rho[LAG], look.persistence.rho[LAG])
+    assert torch.allclose(whole.density, look.persistence.density)
+
+
+def test_documents_beyond_the_blocks_share_them() -> None:
+    look = drawn(300, 20, 0.3)
+    assert len(look.pairs.documents) == 300
+    assert sums_by_block(look).shape == (128, 7, 2)
+    assert look.pairs.tokens.tolist() == [60.0] * 44 + [40.0] * 84
