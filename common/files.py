@@ -106,8 +106,26 @@ def finite(value: Any) -> Any:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Human-readable JSON, written all at once."""
-    write_file(path, (json.dumps(finite(value), indent=2, allow_nan=False) + "\n").encode())
+    """Human-readable JSON, written all at once; NaN and infinities become null."""
+    write_file(path, (json_text(finite(value)) + "\n").encode())
+
+
+def json_text(value: Any) -> str:
+    """JSON of two spaces a level; a list of objects at the top of an object has a line for each of them.
+
+    Spread out, a thousand latents with their contexts were a million lines.
+    """
+    if not isinstance(value, dict):
+        return json.dumps(value, indent=2, allow_nan=False)
+    entries = [f"{json.dumps(key)}: {entry_text(inner)}" for key, inner in value.items()]
+    return "{\n  " + ",\n  ".join(entries) + "\n}" if entries else "{}"
+
+
+def entry_text(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        lines = [json.dumps(item, separators=(",", ":"), allow_nan=False) for item in value]
+        return "[\n    " + ",\n    ".join(lines) + "\n  ]"
+    return json.dumps(value, indent=2, allow_nan=False).replace("\n", "\n  ")  # no text has a line break of its own
 
 
 def read_json(path: Path) -> Any:

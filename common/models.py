@@ -59,6 +59,10 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
+    def name(self, token: int) -> str:
+        """What the vocabulary calls an id; for bytes that are no character alone, decoding says nothing."""
+        ...
+
     def identity(self) -> str:
         """A fingerprint of all that decides the ids."""
         ...
@@ -80,6 +84,9 @@ class HfTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids)))
+
+    def name(self, token: int) -> str:
+        return str(self.tokenizer.convert_ids_to_tokens(token) or f"<{token}>")
 
     def identity(self) -> str:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
@@ -105,6 +112,9 @@ class ByteTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+    def name(self, token: int) -> str:
+        return f"<0x{token:02X}>" if token < 256 else f"<{token}>"
 
     def identity(self) -> str:
         return fingerprint(["bytes", self.bos])
@@ -262,6 +272,7 @@ class LanguageModel:
         self.n_layers = int(bridge.cfg.n_layers)
         self.d_model = int(bridge.cfg.d_model)
         self.vocabulary = int(bridge.cfg.d_vocab)
+        self.context: int | None = getattr(bridge.cfg, "n_ctx", None) or None  # the most tokens it takes
         self.device = torch.device(str(bridge.cfg.device))
 
     def hook_names(self) -> list[str]:
@@ -327,6 +338,11 @@ class LanguageModel:
         finally:
             handle.remove()
             self.bridge.reset_hooks()
+
+    def unembedding(self) -> torch.Tensor:
+        """The map from the residual stream, after the final norm, to logits: [d_model, vocabulary]."""
+        weights: torch.Tensor = self.bridge.unembed.W_U
+        return weights
 
     def capture(self, tokens: torch.Tensor, hooks: Sequence[str]) -> dict[str, torch.Tensor]:
         """Activations at `hooks` for `tokens` [batch, context], each [batch, context, d] on the model's device."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +10,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from common.config import Count, Settings
 
-RESERVED = {"run.toml", "data.json", "status.json", "sae", "checkpoints", "eval"}  # files and folders of a run
+RESERVED = {  # files and folders of a run
+    "run.toml", "data.json", "status.json", "report.html", "sae", "checkpoints", "eval", "plots",
+}  # fmt: skip
 
 
 class DataConfig(Settings):
@@ -117,6 +120,21 @@ class FitConfig(DataConfig):
         return self.out or Path("runs") / self.cache.stem
 
 
+class ImportConfig(Settings):
+    """One import: the store to look at a published SAE with, and the run that it becomes."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    cache: Path = Field(description="The store.")
+    out: Path = Field(description="Run folder; a new one.")
+    name: str | None = Field(None, description="The learner's name; default: that of the folder.")
+    hook: str | None = Field(None, description="Hook of the store; default: the SAE's own, or the store's only one.")
+    held_out: float = Field(
+        0.02, gt=0, lt=1, description="Share of documents to evaluate on: that of the runs it is compared with."
+    )
+    device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
+
+
 class EvalConfig(Settings):
     """One evaluation: suites, and what they look at."""
 
@@ -130,7 +148,91 @@ class EvalConfig(Settings):
         description="Suites temporal and cost: what to hold learners against, a learner of their run, or a folder of a "
         "learner or a run; default: the batchtopk of their run with their L0 and seed.",
     )
+    latents: Count = Field(1000, gt=0, description="Suite latents: the most latents to describe of each learner.")
+    levels: str = Field(
+        "1,1,2",
+        description="Suite hierarchy: shares of the levels that an SAE without levels is cut into by density, densest "
+        "first.",
+    )
+    judge: str | None = Field(
+        None,
+        description="Suite interp: a chat endpoint as OpenAI's, up to /v1, that explains latents; held-out text is sent "
+        "there, with the key in GRANARY_JUDGE_KEY. Default: none, nothing is sent.",
+    )
+    judge_model: str | None = Field(None, description="Suite interp: the endpoint's name of the model to ask.")
+    judge_latents: Count = Field(100, gt=0, description="Suite interp: the most latents to ask about of each learner.")
+
+    @model_validator(mode="after")
+    def _judge_is_whole(self) -> EvalConfig:
+        if (self.judge is None) != (self.judge_model is None):
+            raise ValueError("--judge and --judge-model go together")
+        return self
+
+    corpus: str | None = Field(
+        None, description="Suite core: a text to read, as --corpus of harvest run; default: the held-out documents."
+    )
+    column: str = Field("text", description="With --corpus: the field with the text.")
+    split: str = Field("train", description="With --corpus: the hub data set's split; for stdlib, train or heldout.")
+    batches: str | None = Field(
+        None,
+        description="Suite core: reconstruction and sparsity batches of 16 sequences, such as 200,2000; default: 10,1, "
+        "or as many as the text has.",
+    )
+    exclude_special: bool = Field(
+        False, description="Suite core: leave special tokens as they are where x̂ replaces x in the model."
+    )
+
+    @field_validator("batches")
+    @classmethod
+    def _two_numbers(cls, batches: str | None) -> str | None:
+        if batches is not None and not re.fullmatch(r"0*[1-9]\d*,0*[1-9]\d*", batches):
+            raise ValueError("two numbers above 0 are needed, such as 200,2000")
+        return batches
 
     def suites(self) -> list[str]:
         """The suites by name."""
         return [name.strip() for name in self.suite.split(",")]
+
+    def core_batches(self) -> tuple[int, int] | None:
+        """Reconstruction and sparsity batches, if they were asked for."""
+        if self.batches is None:
+            return None
+        reconstruction, sparsity = self.batches.split(",")
+        return int(reconstruction), int(sparsity)
+
+
+class UnlearnConfig(Settings):
+    """One unlearning evaluation: texts, or SAEBench's files, and the settings that are tried."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    forget: str | None = Field(
+        None, description="Text to forget: local file or folder, hub data set, stdlib, or stdlib:MODULE,MODULE."
+    )
+    retain: str | None = Field(None, description="Text to keep, likewise; texts that --forget has are left out.")
+    also_retain: str | None = Field(None, description="A third text, likewise, on which the same is measured.")
+    column: str = Field("text", description="Field with the text, in .jsonl, .parquet and hub data sets.")
+    data: Path | None = Field(None, description="Folder with SAEBench's files: its protocol, on a Gemma-2-it --model.")
+    max_tokens: Count = Field(50_000, gt=0, description="Tokens of each half of each text.")
+    threshold: tuple[float, ...] = Field(
+        (0.001, 0.01, 0.05), description="Latents that fire on this share of the retain text are spared; repeatable."
+    )
+    latents: tuple[Count, ...] = Field((5, 10, 20, 50), description="Latents to clamp; repeatable.")
+    multiplier: tuple[float, ...] = Field(
+        (0, 1, 2, 5, 10, 20), description="Clamp to minus so many times a latent's mean activation; repeatable."
+    )
+    absolute: tuple[float, ...] = Field((25, 50, 100, 200), description="Clamp to minus this, raw units; repeatable.")
+    cache: Path | None = Field(None, description="Where the store is now, if it has moved.")
+    model: str | None = Field(None, description="Where the store's model is now, or the model that --data is asked of.")
+    device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
+
+    @model_validator(mode="after")
+    def _one_protocol(self) -> UnlearnConfig:
+        own = {"forget", "retain", "also_retain", "column", "max_tokens"}
+        own |= {"threshold", "latents", "multiplier", "absolute"}
+        if self.data is not None and own & self.model_fields_set:
+            given = sorted(f"--{name.replace('_', '-')}" for name in own & self.model_fields_set)
+            raise ValueError(f"--data is SAEBench's protocol, with texts and settings of its own: leave out {given[0]}")
+        if min((*self.latents, 1)) < 1 or min((*self.threshold, *self.multiplier, *self.absolute, 0.0)) < 0:
+            raise ValueError("--latents are at least 1, --threshold, --multiplier and --absolute at least 0")
+        return self

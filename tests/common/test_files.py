@@ -53,6 +53,18 @@ def test_canonical_json_has_one_spelling() -> None:
         canonical_json(math.nan)
 
 
+def test_json_is_spread_out_but_for_lists_of_objects(tmp_path: Path) -> None:
+    value = {"a": {"b": [1, 2]}, "text": "x\ny", "rows": [{"c": [1, 2]}, {"c": []}], "none": [], "empty": {}}
+    write_json(tmp_path / "value.json", value)
+    text = (tmp_path / "value.json").read_text()
+    assert json.loads(text) == value
+    plain = {key: inner for key, inner in value.items() if key != "rows"}
+    assert text.replace('  "rows": [\n    {"c":[1,2]},\n    {"c":[]}\n  ],\n', "") == json.dumps(plain, indent=2) + "\n"
+    for other in ({}, [{"a": 1}], None, 1.5):
+        write_json(tmp_path / "value.json", other)
+        assert (tmp_path / "value.json").read_text() == json.dumps(other, indent=2) + "\n"
+
+
 def test_write_file_makes_folders_and_replaces(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file"
     write_file(path, b"one")

@@ -191,6 +191,12 @@ def test_load_model_names_broken_weights(tiny_model: Path, tmp_path: Path) -> No
         load_model(find_model(str(tmp_path / "model")), "cpu")
 
 
+def test_unembedding_is_the_output_matrix_of_the_file(tiny: LanguageModel, tiny_model: Path) -> None:
+    stored = load_file(tiny_model / "model.safetensors")["embed_out.weight"]
+    assert tuple(tiny.unembedding().shape) == (16, 260)
+    assert torch.equal(tiny.unembedding(), stored.T)
+
+
 def test_load_model_without_a_tokenizer_reads_bytes(tiny: LanguageModel) -> None:
     assert isinstance(tiny.tokenizer, ByteTokenizer)
     assert not tiny.bridge.training

@@ -280,8 +280,10 @@ class Batches:
     def _index(self, chunk: int) -> ChunkIndex:
         return index_chunk(self.store, self.plan.hook, chunk, self._held_out, self.plan.max_norm)
 
-    def _starts(self, indexes: list[ChunkIndex], window: int, size: int, held_out: bool) -> np.ndarray:
-        context, within = self.store.context, self.plan.config.within_document
+    def _starts(
+        self, indexes: list[ChunkIndex], window: int, size: int, held_out: bool, across: bool = False
+    ) -> np.ndarray:
+        context, within = self.store.context, self.plan.config.within_document and not across
         return np.concatenate(
             [
                 number * size + windows_in(index, index.held_out if held_out else index.train, context, window, within)
@@ -355,13 +357,18 @@ class Batches:
         indexes = [self._index(self.plan.chunks[number]) for number in picked]
         return np.concatenate([index.documents[index.train] for index in indexes])
 
-    def held_out(self, window: int, max_tokens: int | None = None, batch_tokens: int = 8192) -> Iterator[Batch]:
-        """Held-out documents in the order of the store, as windows; `valid` marks the held-out positions."""
+    def held_out(
+        self, window: int, max_tokens: int | None = None, batch_tokens: int = 8192, across: bool = False
+    ) -> Iterator[Batch]:
+        """Held-out documents in the order of the store, as windows; `valid` marks the held-out positions.
+
+        With `across` windows may hold several documents whatever the data settings say.
+        """
         left = max_tokens if max_tokens is not None else np.inf
         size = self.store.chunk_sequences * self.store.context
         for chunk in self.plan.chunks:
             index = self._index(chunk)
-            starts = self._starts([index], window, size, held_out=True)
+            starts = self._starts([index], window, size, held_out=True, across=across)
             pool: Pool | None = None
             step = max(batch_tokens // window, 1)
             for start in range(0, len(starts), step):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from common.errors import ConfigError, Interrupted
@@ -27,11 +28,13 @@ class Evaluation:
         metrics: the figures that the suite's table in the docs names, in its order; None where one does not apply.
         reasons: why, for each metric that is None.
         more: what else `eval/<suite>.json` says, as JSON values at its top level: curves, latents, settings.
+        arrays: what is kept beside it, each as `eval/<suite>_<name>.npy`.
     """
 
     metrics: dict[str, Any]
     reasons: dict[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 class Models:
@@ -116,7 +119,8 @@ class Subject:
         Raises:
             Interrupted: asked to stop.
         """
-        for batch in self.batches.held_out(window or self.sae.window, self.config.max_tokens):
+        across = window is not None
+        for batch in self.batches.held_out(window or self.sae.window, self.config.max_tokens, across=across):
             self.refuse_when_stopped()
             yield batch
 
