@@ -73,7 +73,8 @@ class Document:
 
     def at(self, values: np.ndarray) -> np.ndarray:
         """A figure of each character [m] as one of each token [n]: that of its anchor; 0 where there is none."""
-        return np.append(values, np.zeros(1, values.dtype))[np.minimum(self.anchor, len(values))]
+        found: np.ndarray = np.append(values, np.zeros(1, values.dtype))[np.minimum(self.anchor, len(values))]
+        return found
 
 
 def is_python(text: str) -> bool:
