@@ -27,7 +27,7 @@ def kinds_by_name(points: Sequence[Point]) -> dict[str, list[list[Point]]]:
 
 def stem_of(name: str) -> str:
     """A learner's name without the parts that a grid adds for k and seed: `topk` of `topk-k16-seed0`."""
-    return re.sub(r"-(?:k|seed)\d+(?=-|$)", "", name)
+    return re.sub(r"-(?:k|seed)\d+(?:\.\d+)?(?=-|$)", "", name)
 
 
 def numbered(same_name: dict[str, list[list[Point]]]) -> dict[str, list[Point]]:

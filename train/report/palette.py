@@ -32,7 +32,7 @@ class Style:
 def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour `#rrggbb` for each name; it depends on which names there are, not on their order."""
     families = by_stem(names)
-    found = {}
+    found: dict[str, str] = {}
     for place, members in enumerate(families.values()):
         hue = HUES[place % len(HUES)]
         found |= {name: shade(hue, number, len(members)) for number, name in enumerate(members)}
@@ -41,7 +41,7 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 def styles(names: Sequence[str]) -> dict[str, Style]:
     """A line style and a marker for each name, so that those of one hue are told apart."""
-    found = {}
+    found: dict[str, Style] = {}
     for place, members in enumerate(by_stem(names).values()):
         style = Style(DASHES[place // len(HUES) % len(DASHES)], MARKERS[place % len(MARKERS)])
         found |= dict.fromkeys(members, style)

@@ -87,17 +87,30 @@ def refuse_several_sources(identities: dict[Path, dict[str, Any]]) -> None:
 
 def point_of(folder: Path, result: dict[str, Any], identity: dict[str, Any]) -> Point:
     """A learner's point, from its config.json, its result.json and what decides its run."""
-    config = read_json(folder / "config.json")
-    options, metrics = config["options"], result["metrics"]
-    settings = {key: value for key, value in config.items() if key not in ("name", "d_in")}
-    settings["options"] = {key: value for key, value in options.items() if key not in AIMS}
-    settings |= identity | {"seed": None}
+    config, metrics = read_json(folder / "config.json"), result["metrics"]
     return Point(
         name=result["name"],
-        kind=json.dumps(settings, sort_keys=True),
-        seed=config["seed"] if config["seed"] is not None else identity["seed"],
-        aim=next((options[key] for key in AIMS if options.get(key) is not None), None),
+        kind=kind_of(config, identity),
+        seed=seed_of(config, identity),
+        aim=aim_of(config),
         l0=metrics["l0"],
         figures={name: metrics[name] for name in FIGURES},
         tokens_per_s=result["tokens_seen"] / result["seconds"] if result["seconds"] else None,
     )
+
+
+def kind_of(config: dict[str, Any], identity: dict[str, Any]) -> str:
+    """What decides a learner but name, seed and L0 aimed at: its own settings and its run's, as canonical JSON."""
+    settings = {key: value for key, value in config.items() if key not in ("name", "d_in")}
+    settings["options"] = {key: value for key, value in config["options"].items() if key not in AIMS}
+    return json.dumps(settings | identity | {"seed": None}, sort_keys=True)
+
+
+def seed_of(config: dict[str, Any], identity: dict[str, Any]) -> int:
+    """The learner's own seed, or else its run's."""
+    return int(config["seed"] if config["seed"] is not None else identity["seed"])
+
+
+def aim_of(config: dict[str, Any]) -> float | None:
+    """k, or the L0 aimed at; None where a variant has neither."""
+    return next((config["options"][key] for key in AIMS if config["options"].get(key) is not None), None)

@@ -1,0 +1,176 @@
+"""What several figures draw: bars of groups, curves over steps, the key of learners."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from train.report.figures.sheet import KEY_LINE, LONGEST, Axes, Bar, Curve, Row, Sheet, title_of
+from train.report.figures.study import Group, Read, Study, Summary, summary
+from train.report.palette import NEUTRAL
+
+Line = dict[str, Any]
+LEVEL_DASHES = ("dashed", "dotted", "dashdot", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
+SEVERAL = "Bars: mean over seeds, line: 95 % interval (Student's t), dots: seeds."
+ONE = "One seed each; a line is the 95 % interval over resampled documents, where the evaluation has one."
+RANGE = "Lines: mean over seeds; bands: from the lowest to the highest."
+NO_LINES = "nothing was logged: no step was taken, or metrics.jsonl is gone"
+
+
+def seeds_remark(study: Study) -> str:
+    """What bars show."""
+    return SEVERAL if any(len(group.records) > 1 for group in study.groups) else ONE
+
+
+def range_remark(study: Study) -> str:
+    """What lines show."""
+    return RANGE if any(len(group.records) > 1 for group in study.groups) else ""
+
+
+def bars_height(n: int) -> float:
+    """Inches of a panel of n bars."""
+    return max(0.9 + 0.25 * n, 1.5)
+
+
+def curves_height(study: Study) -> float:
+    """Inches of a panel of curves: room for the key beside it, in two columns at most."""
+    return max(3.0, KEY_LINE * key_lines(study) / 2)
+
+
+def key_width(study: Study) -> float:
+    """Inches beside the panels for the key."""
+    longest = min(max((len(group.label) for group in study.groups), default=0), LONGEST)
+    columns = math.ceil(KEY_LINE * key_lines(study) / curves_height(study))
+    return (0.75 + 0.075 * max(longest, 8)) * columns
+
+
+def key_lines(study: Study) -> int:
+    """Entries of the key, with some for levels."""
+    return len(study.groups) + 4
+
+
+def group_bars(
+    sheet: Sheet,
+    axes: Axes,
+    study: Study,
+    read: Read,
+    unit: str,
+    *,
+    suite: str = "",
+    name: str = "",
+    mark: Callable[[Group], float | None] = lambda group: None,
+    names: bool = True,
+) -> None:
+    """A bar for each group: the mean over its seeds with its interval, and the rows behind it."""
+    bars = []
+    for group in study.groups:
+        found = summary(group, read, suite, name)
+        text = f"(n {len(found.each)})" if len(group.records) > 1 else ""
+        bars.append(
+            Bar(
+                group.label, study.colours[group.label], found.value, found.low, found.high,
+                tuple(found.each.values()), mark(group), found.reason if found.value is None else text,
+            )
+        )  # fmt: skip
+        sheet.rows += rows_of(title_of(axes), group, found, mark(group))
+    sheet.bars(axes, bars, unit, names)
+
+
+def rows_of(panel: str, group: Group, found: Summary, mark: float | None = None) -> list[Row]:
+    """The mean of a group, and each learner's own value."""
+    note = "; ".join(filter(None, [f"aimed at {mark:g}" if mark is not None else "", found.reason]))
+    mean = Row(panel, group.label, "", None, found.value, found.low, found.high, len(found.each), note)
+    return [mean, *(Row(panel, group.label, name, None, value) for name, value in found.each.items())]
+
+
+@dataclass(frozen=True)
+class Averaged:
+    """A figure over a group's seeds, place by place; `n` is how many have one there."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    n: list[int]
+
+
+def averaged(group: Group, read: Callable[[Line], float | None]) -> Averaged:
+    """Mean, lowest and highest over the seeds that logged a number at a step."""
+    return averaged_points(
+        [
+            [(float(line["step"]), value) for line in record.lines if (value := read(line)) is not None]
+            for record in group.records
+        ]
+    )
+
+
+def averaged_points(curves: Iterable[Iterable[tuple[float, float]]]) -> Averaged:
+    """The same of any curves (x, y): at each x those that have a point there."""
+    at: dict[float, list[float]] = {}
+    for curve in curves:
+        for x, y in curve:
+            at.setdefault(x, []).append(y)
+    places = sorted(at)
+    values = [at[x] for x in places]
+    means = [float(np.mean(v)) for v in values]
+    return Averaged(places, means, [*map(min, values)], [*map(max, values)], [*map(len, values)])
+
+
+def step_curve(
+    sheet: Sheet,
+    axes: Axes,
+    study: Study,
+    group: Group,
+    read: Callable[[Line], float | None],
+    *,
+    series: str = "",
+    dash: Any = None,
+    thin: bool = False,
+) -> Curve:
+    """A group's line over the steps, a band where it has several seeds, and the rows behind it."""
+    found = averaged(group, read)
+    name = f"{group.label} {series}".strip()
+    several = len(group.records) > 1
+    for x, mean, least, most, n in zip(found.x, found.mean, found.low, found.high, found.n, strict=True):
+        low, high = (least, most) if several else (None, None)
+        sheet.rows.append(Row(title_of(axes), name, "", x, mean, low, high, n))
+    dash = dash if dash is not None else study.styles[group.label].dash
+    ends = (found.low, found.high) if several and not thin else None
+    return Curve(name, study.colours[group.label], found.x, found.mean, ends, dash, thin=thin)
+
+
+def step_curves(sheet: Sheet, axes: Axes, study: Study, *keys: str) -> list[Curve]:
+    """A line for each group that logged any of these keys: their sum."""
+    curves = [step_curve(sheet, axes, study, group, value_of(*keys)) for group in study.groups]
+    return [curve for curve in curves if curve.x]
+
+
+def value_of(*names: str) -> Callable[[Line], float | None]:
+    """Reads the sum of some figures of a metrics line; None where none is there."""
+
+    def read(line: Line) -> float | None:
+        found = [line[name] for name in names if isinstance(line.get(name), int | float)]
+        return sum(found) if found else None
+
+    return read
+
+
+def keys_of(groups: Iterable[Group], opening: str = "") -> list[str]:
+    """Names in the metrics lines of some groups that begin so, in order of their first appearance."""
+    lines = (line for group in groups for record in group.records for line in record.lines)
+    return [key for key in dict.fromkeys(key for line in lines for key in line) if key.startswith(opening)]
+
+
+def learners_key(sheet: Sheet, study: Study, levels: Sequence[str] = ()) -> None:
+    """The key of a figure of curves: every group, and what the line styles of levels stand for."""
+    own = [(group.label, study.colours[group.label], study.styles[group.label].dash) for group in study.groups]
+    sheet.legend([*own, *((level, NEUTRAL, dash) for level, dash in level_dashes(levels).items())])
+
+
+def level_dashes(levels: Sequence[str]) -> dict[str, Any]:
+    """A line style for each level."""
+    return {level: LEVEL_DASHES[place % len(LEVEL_DASHES)] for place, level in enumerate(levels)}
