@@ -27,6 +27,7 @@ _PUBLIC = {
     "Batches": "train.data.reader",
     "DataConfig": "train.config",
     "load_sae": "train.saes",
+    "for_saebench": "train.exchange.saebench",
     "SAE": "train.saes.base",
     "GranaryError": "common.errors",
 }

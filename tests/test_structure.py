@@ -18,6 +18,7 @@ OWNERS = {
         "harvest/cli.py",
         "train/cli.py",
         "train/commands/evaluate.py",
+        "train/commands/exchange.py",
         "train/commands/fit.py",
         "train/commands/rate.py",
         "train/commands/report.py",

@@ -9,6 +9,7 @@ import click
 
 from common.console import emit_json, say, table
 from train.commands.evaluate import evaluate
+from train.commands.exchange import export, import_
 from train.commands.fit import fit, resume
 from train.commands.rate import rate
 from train.commands.report import compare
@@ -28,7 +29,7 @@ def cli() -> None:
     """
 
 
-for command in (fit, resume, evaluate, unlearn, compare, rate):
+for command in (fit, resume, evaluate, unlearn, compare, rate, export, import_):
     cli.add_command(command)
 
 

@@ -13,6 +13,8 @@ from common.files import read_json, write_json
 from common.store import Store
 from train.config import FitConfig
 from train.data.batch import Batch
+from train.data.reader import DataPlan
+from train.data.split import median_norm
 from train.evaluate import write_evaluation
 from train.evaluate.heldout import evaluate_heldout
 from train.evaluate.subject import Evaluation
@@ -72,19 +74,28 @@ def until_stopped(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:
 
 def sae_facts(run: Run, learner: Learner) -> dict[str, Any]:
     """Where a trained SAE comes from: what `sae/config.json` says beside the architecture."""
-    settings = run.store.header["settings"]
-    return {
-        "units": "raw",
-        "store": run.store.id,
-        "model": settings["model"],
-        "model_identity": run.store.identity["model"],
-        "hook": run.plan.hook,
-        "context": run.store.context,
-        "special_tokens": run.store.special_tokens,
+    return store_facts(run.store, run.plan) | {
         "training_steps": learner.step,
         "training_tokens": learner.step * run.config.batch_size,
         "lr": learner.peak_lr,
         "seed": learner.config.seed if learner.config.seed is not None else run.config.seed,
+    }
+
+
+def store_facts(store: Store, plan: DataPlan) -> dict[str, Any]:
+    """What an SAE was trained on, so that its `sae/` can be understood without the store."""
+    settings, identity = store.header["settings"], store.identity
+    return {
+        "units": "raw",
+        "store": store.id,
+        "model": settings["model"],
+        "model_identity": identity["model"],
+        "hook": plan.hook,
+        "context": store.context,
+        "bos": bool(identity.get("bos")),
+        "corpus": settings.get("corpus"),
+        "special_tokens": store.special_tokens,
+        "median_norm": median_norm(store.as_of(plan.n_sequences), plan.hook, list(plan.chunks)),
     }
 
 

@@ -118,13 +118,20 @@ def load_plan(folder: Path, store: Store) -> DataPlan | None:
 
 def write_plan(run: Run) -> None:
     """`run.toml`, the resolved settings, and `data.json`, the data plan."""
-    settings = plain(run.config.model_dump(mode="json")) | {"cache": str(run.config.cache.resolve())}
-    write_file(run.folder / RUN_FILE, tomli_w.dumps(settings).encode())
-    plan = asdict(run.plan) | {"config": run.plan.config.model_dump(mode="json")}
     window = min(run.plan.windows)
     mixed = min(mixing(run.batches, max(run.config.batch_size // window, 1), window), 1.0)  # samples: chance goes above
     say(f"{run.folder}: batches mix documents at {mixed:.1%} of an ideal shuffle's entropy")
-    write_json(run.folder / DATA_FILE, {"identity": run.identity, "plan": plan, "mixing": mixed})
+    write_settings(run.folder, run.config, run.plan, run.identity, mixed)
+
+
+def write_settings(
+    folder: Path, config: FitConfig, plan: DataPlan, identity: dict[str, Any], mixed: float | None
+) -> None:
+    """`run.toml` and `data.json` from what they say."""
+    settings = plain(config.model_dump(mode="json")) | {"cache": str(config.cache.resolve())}
+    write_file(folder / RUN_FILE, tomli_w.dumps(settings).encode())
+    values = asdict(plan) | {"config": plan.config.model_dump(mode="json")}
+    write_json(folder / DATA_FILE, {"identity": identity, "plan": values, "mixing": mixed})
 
 
 def make_run(
