@@ -370,15 +370,15 @@ class Batches:
             index = self._index(chunk)
             starts = self._starts([index], window, size, held_out=True, across=across)
             pool: Pool | None = None
-            step = max(batch_tokens // window, 1)
-            for start in range(0, len(starts), step):
+            step, start = max(batch_tokens // window, 1), 0
+            while start < len(starts):
                 if left <= 0:
                     return
                 # gathered on the host: a whole chunk is not worth moving for its few held-out documents
                 pool = pool or self._make_pool([chunk], [index], {window: starts}, True, torch.device("cpu"))
                 stop = min(start + step, len(starts), start + -(-int(min(left, 2**62)) // window))
                 batch = pool.gather(window, start, stop)
-                left -= batch.n_valid
+                left, start = left - batch.n_valid, stop
                 yield batch.to(self.device)
 
     def close(self) -> None:
