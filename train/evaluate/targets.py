@@ -163,7 +163,7 @@ def in_code_match(document: Document, labels: np.ndarray) -> np.ndarray:
 
 def in_sentence(document: Document) -> np.ndarray:
     """Among the first three words of a sentence; in Python, of those in docstrings and comments."""
-    early = document.at(words_into_sentence(document.text)) < FIRST_WORDS
+    early = document.at(words_into_sentence(document.text, document.kind)) < FIRST_WORDS
     prose = np.isin(document.at(document.kind), (DOCSTRING, COMMENT)) | (not document.python)
     return np.where(prose, early, NOT_APPLICABLE)
 

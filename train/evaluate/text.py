@@ -123,13 +123,28 @@ def indentation(text: str) -> np.ndarray:
     return found
 
 
-def words_into_sentence(text: str) -> np.ndarray:
-    """Whole words between the beginning of its sentence and each character, int64 [m]."""
+def words_into_sentence(text: str, kind: np.ndarray) -> np.ndarray:
+    """Whole words between the beginning of its sentence and each character, int64 [m].
+
+    Sentences begin after others, after empty lines, and with docstrings and comments.
+    """
     ended = np.zeros(len(text) + 1, np.int64)
     for word in WORD.finditer(text):
         ended[word.end()] += 1
     before = np.cumsum(ended)
     base = np.zeros(len(text) + 1, np.int64)
-    for end in SENTENCE_END.finditer(text):
-        base[end.end()] = before[end.end()]
+    for place in [*(end.end() for end in SENTENCE_END.finditer(text)), *prose_starts(text, kind)]:
+        base[place] = before[place]
     return (before - np.maximum.accumulate(base))[:-1]
+
+
+def prose_starts(text: str, kind: np.ndarray) -> list[int]:
+    """Where docstrings and comments begin; a comment on the line after another goes on with it."""
+    prose = np.isin(kind, (DOCSTRING, COMMENT)).astype(np.int8)
+    edges = np.flatnonzero(np.diff(prose, prepend=0, append=0)).tolist()
+    starts, stops = edges[::2], [0, *edges[1::2]]
+    goes_on = [
+        kind[start] == COMMENT and start > stop > 0 and not text[stop:start].strip() and kind[stop - 1] == COMMENT
+        for start, stop in zip(starts, stops, strict=False)
+    ]
+    return [start for start, on in zip(starts, goes_on, strict=True) if not on]

@@ -119,7 +119,14 @@ def test_indentation_is_that_of_the_line() -> None:
 def test_words_are_counted_from_the_beginning_of_the_sentence() -> None:
     text = "One two.\nThree (4.5) five\n\nSix"
     begins = [match.start() for match in WORD.finditer(text)]
-    assert words_into_sentence(text)[begins].tolist() == [0, 1, 0, 1, 2, 3, 0]
+    assert words_into_sentence(text, np.zeros(len(text)))[begins].tolist() == [0, 1, 0, 1, 2, 3, 0]
+
+
+def test_docstrings_and_comments_begin_sentences_and_comments_go_on() -> None:
+    text = 'x\n"""One two. Three"""\ny # Four\n# five\nz\n# Six'
+    begins = [match.start() for match in WORD.finditer(text)]
+    words = [0, 0, 1, 0, 1, 0, 1, 2, 0]  # of x, One, two, Three, y, Four, five, z, Six
+    assert words_into_sentence(text, kinds_of(text))[begins].tolist() == words
 
 
 def test_matches_are_numbered() -> None:
