@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_json
+from train.evaluate.cost import COST_METRICS, cost
 from train.evaluate.heldout import HELDOUT_METRICS, heldout
 from train.evaluate.subject import Evaluation, Subject
 from train.evaluate.temporal import TEMPORAL_METRICS, temporal
@@ -14,10 +15,12 @@ from train.evaluate.temporal import TEMPORAL_METRICS, temporal
 SUITES: dict[str, Callable[[Subject], Evaluation]] = {
     "heldout": heldout,
     "temporal": temporal,
+    "cost": cost,
 }
 METRICS: dict[str, dict[str, str]] = {
     "heldout": HELDOUT_METRICS,
     "temporal": TEMPORAL_METRICS,
+    "cost": COST_METRICS,
 }
 
 
