@@ -125,8 +125,9 @@ class Compositional(SAE):
         self.places = (slice(self.n_upper, config.d_sae), slice(n_high, self.n_upper), slice(0, n_high))
         self.omega = tuple(weight / sum(config.nesting) for weight in config.nesting)
         self.sparsity = Sparsity(
-            self.sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1
-        )
+            self.sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1,
+            names=("low", "mid", "high"),
+        )  # fmt: skip
         if config.pretrain:
             self.sparsity.threshold[MID:] = torch.inf  # upper levels are not in use until the clustering
         coupling = torch.full((self.n_upper,), 0.0 if config.encoder == "no_comp" else START_COUPLING)

@@ -138,8 +138,9 @@ class Contrastive(SAE):
         self.seed, self.n_high = seed, config.n_high
         self.sizes = (config.n_high, config.d_sae - config.n_high)
         self.sparsity = Sparsity(
-            self.sizes, config.k, d_in, config.sparsity, shares=config.shares(), k_anneal=config.k_anneal, l1=config.l1
-        )
+            self.sizes, config.k, d_in, config.sparsity, shares=config.shares(), k_anneal=config.k_anneal, l1=config.l1,
+            names=("high", "low"),
+        )  # fmt: skip
         width, kept = (self.n_high, config.buffer) if config.lambda_c > 0 else (0, 0)
         if config.head != "none":
             width = HEAD_WIDTH

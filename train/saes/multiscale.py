@@ -105,8 +105,13 @@ class MultiScale(SAE):
         )
 
     def groups(self) -> dict[str, slice]:
-        names = (f"dilation {dilation}" for dilation in self.config.dilations)
-        return dict(zip(names, side_by_side(self.sizes), strict=True))
+        return dict(zip((f"dilation {name}" for name in self.scale_names()), side_by_side(self.sizes), strict=True))
+
+    def scale_names(self) -> list[str]:
+        """The dilations, those that stand several times numbered: 4, 4-2, 4-3."""
+        dilations = self.config.dilations
+        times = [dilations[: place + 1].count(dilation) for place, dilation in enumerate(dilations)]
+        return [f"{dilation}-{n}" if n > 1 else str(dilation) for dilation, n in zip(dilations, times, strict=True)]
 
     def lags(self, dilation: int) -> list[int]:
         """How far the taps of a dilation look back, the nearest first."""
@@ -179,7 +184,7 @@ class MultiScale(SAE):
             parts["decorrelation"] = config.lambda_decorrelation * correlation(energies, batch.valid, batch.n_valid)
         parts |= self.sparsity.penalty(active, batch.n_valid, clock)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        extra = {"dead": dead.float().mean()} | self.sparsity.logged() | self.logged(latents)
+        extra = {"dead": dead.float().mean()} | self.sparsity.logged()
         return Output(parts, latents, reconstruction, extra)
 
     def scale_targets(
@@ -211,15 +216,16 @@ class MultiScale(SAE):
         return self.W_dec[torch.cat(chosen)], torch.cat(group)
 
     @torch.no_grad()
-    def logged(self, latents: Float[Tensor, "B T L"]) -> dict[str, Tensor]:
-        """Of each group: its share of L0, and ‖ω‖ / √d."""
-        active = (latents > 0).sum((0, 1))
-        parts = torch.stack([part.sum() for part in active.split(self.sizes)]) / active.sum().clamp_min(1)
-        values = {f"l0_share_{number}": part for number, part in enumerate(parts)}
-        if self.config.convolution != "none":
-            norms = self.omega.square().sum((1, 2)).sqrt() / self.d_in**0.5
-            values |= {f"omega_{number}": norm for number, norm in enumerate(norms)}
-        return values
+    def inner_figures(self) -> dict[str, Tensor]:
+        """Of each dilation's ω: mean, standard deviation, and ‖ω‖ / √d, how far it is from passing h on as it is."""
+        if self.config.convolution == "none":
+            return {}
+        figures = {}
+        for name, taps in zip(self.scale_names(), self.omega, strict=True):
+            figures[f"omega_mean_{name}"] = taps.mean()
+            figures[f"omega_std_{name}"] = taps.std(correction=0)
+            figures[f"omega_distance_{name}"] = taps.norm() / self.d_in**0.5
+        return figures
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:

@@ -269,7 +269,6 @@ class Relational(SAE):
         extra = {
             "dead": dead.float().mean(),
             "error_without_past": reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid),
-            "l0_temporal": (latents[..., : self.n_temporal] > 0).sum() / batch.n_valid,
         }
         extra |= self.measured(terms, temporal.detach(), batch)
         return Output(parts, latents, reconstruction, extra | self.sparsity.logged())

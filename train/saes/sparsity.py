@@ -101,6 +101,7 @@ class Sparsity(nn.Module):
         shares: of k for each group, for `budgets`; default ∝ 1 / weights.
         k_anneal: share of the run over which k falls to its value; 0: at once.
         l1: λ at the start, for `l1`.
+        names: what the groups are called in metrics, for `l1`.
 
     Attributes:
         threshold: θ of each group [groups], in scaled units until folded; 0 for `l1`, inf for a group not in use yet.
@@ -119,12 +120,14 @@ class Sparsity(nn.Module):
         shares: Sequence[float] | None = None,
         k_anneal: float = 0.0,
         l1: float = 0.03,
+        names: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.sizes, self.k, self.d_in, self.mode, self.k_anneal = tuple(sizes), k, d_in, mode, k_anneal
         self.weights = tuple(weights) if weights is not None else (1.0,) * len(self.sizes)
         parts = [1 / weight for weight in self.weights] if shares is None else list(shares)
         self.shares = tuple(part / sum(parts) for part in parts)
+        self.names, self.penalties = names, torch.zeros(0)
         self.register_buffer("threshold", torch.zeros(len(self.sizes)))
         self.controller = L0Controller(l1, float(k)) if mode == "l1" else None
 
@@ -165,8 +168,9 @@ class Sparsity(nn.Module):
         if self.controller is None:
             return {}
         pairs = zip(self.weights, codes, strict=True)
-        size = torch.stack([weight * values.sum() / n_valid for weight, values in pairs]).sum()
-        part = self.controller.penalty(size, clock)
+        sizes = torch.stack([weight * values.sum() / n_valid for weight, values in pairs])
+        part = self.controller.penalty(sizes.sum(), clock)
+        self.penalties = (part / sizes.sum().clamp_min(1e-12) * sizes).detach()
         self.controller.follow_(torch.stack([(values > 0).sum() for values in codes]).sum() / n_valid, clock)
         return {"sparsity": part}
 
@@ -228,7 +232,8 @@ class Sparsity(nn.Module):
     def logged(self) -> dict[str, Tensor]:
         """What is worth a line in metrics."""
         if self.controller is not None:
-            return {"l1_weight": self.controller.weight.clone()}
+            each = zip(self.names, self.penalties, strict=False)  # none before the first step with a penalty
+            return {"l1_weight": self.controller.weight.clone()} | {f"sparsity_{name}": part for name, part in each}
         if len(self.sizes) == 1:
             return {"threshold": self.threshold[0].clone()}
         return {f"threshold_{number}": value.clone() for number, value in enumerate(self.threshold)}

@@ -108,8 +108,9 @@ class Tree(SAE):
         self.order = (LEAF, MID, TOP) if config.orientation == "bottom_up" else (TOP, MID, LEAF)
         sizes = [self.forest.sizes[level] for level in self.order]
         self.sparsity = Sparsity(
-            sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1
-        )
+            sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1,
+            names=[("top", "mid", "leaf")[level] for level in self.order],
+        )  # fmt: skip
         self.register_buffer("parent", self.forest.parent())
         siblings = self.forest.n_siblings()
         w = 1 / siblings if config.orientation == "bottom_up" else torch.ones(config.d_sae)

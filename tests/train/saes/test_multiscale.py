@@ -297,8 +297,8 @@ def test_training_with_every_term_is_the_same_twice() -> None:
             learner.train_step(packed(randn(B, T, D, seed=step)), B * T)
     assert all(torch.equal(value, other.sae.state_dict()[name]) for name, value in one.sae.state_dict().items())
     metrics = one.read_metrics()
-    assert {"loss_scale", "loss_separation", "loss_decorrelation", "omega_3", "l0_share_0"} <= metrics.keys()
-    assert sum(metrics[f"l0_share_{number}"] for number in range(4)) == pytest.approx(1.0)
+    assert {"loss_scale", "loss_separation", "loss_decorrelation", "omega_mean_1", "l0_dilation_8"} <= metrics.keys()
+    assert sum(metrics[f"l0_dilation_{2**n}"] for n in range(4)) == pytest.approx(metrics["l0"])
 
 
 def test_correlation_is_that_of_valid_tokens() -> None:
@@ -319,9 +319,19 @@ def test_an_l1_penalty_may_take_the_place_of_the_budget() -> None:
 
 def test_omega_is_logged_for_each_scale() -> None:
     sae = new()
-    values = sae.training_pass(packed(), CLOCK).extra
-    for number in range(4):
-        assert values[f"omega_{number}"].item() == pytest.approx(sae.omega[number].norm().item() / D**0.5, rel=1e-5)
+    with torch.no_grad():
+        sae.omega.zero_()
+        sae.omega[2, 0, :2] = torch.tensor([3.0, -1.0])
+    taps, values = sae.omega[2].numel(), {name: value.item() for name, value in sae.inner_figures().items()}
+    assert values["omega_mean_4"] == pytest.approx(2 / taps)
+    assert values["omega_std_4"] == pytest.approx((10 / taps - (2 / taps) ** 2) ** 0.5)
+    assert values["omega_distance_4"] == pytest.approx((10 / D) ** 0.5)
+    assert all(values[f"omega_{figure}_8"] == 0 for figure in ("mean", "std", "distance"))
+    assert new(convolution="none").inner_figures() == {}
+
+
+def test_groups_of_one_dilation_are_told_apart() -> None:
+    assert list(new(dilations=[2, 4, 4, 4]).groups()) == ["dilation 2", "dilation 4", "dilation 4-2", "dilation 4-3"]
 
 
 @pytest.mark.parametrize(
