@@ -76,9 +76,8 @@ def summary(sample: Sample, results: list[Probed], missing: dict[str, str]) -> E
             metrics |= dict(zip(names, mean(sums.sum(0)).tolist(), strict=True))
             intervals |= dict(zip(names, as_lists(bootstrap_intervals(sums, mean)), strict=True))
         else:
-            reason = (
-                f"no {family} target has {MIN_TOKENS} tokens and {MIN_DOCUMENTS} documents of yes and no in each half"
-            )
+            needed = f"{MIN_TOKENS} tokens in {MIN_DOCUMENTS} documents"
+            reason = f"no {family} target has {needed} of yes and of no in each half of the documents"
             reasons |= {name: reason for name in described(family) if not name.endswith("_targets")}
     return Evaluation(metrics, reasons, {"intervals": intervals, "targets": rows_of(results), "missing": missing})
 

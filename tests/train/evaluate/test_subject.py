@@ -20,9 +20,9 @@ from train.evaluate.subject import Models, Subject
 from train.saes import make_sae
 
 
-def subject_on(store: Store, **options: object) -> Subject:
-    """A fresh flat SAE with a fifth of the store's documents held out."""
-    batches = Batches.of(store, build(DataConfig, {"held_out": 0.2}, "test"))
+def subject_on(store: Store, held_out: float = 0.2, **options: object) -> Subject:
+    """A fresh flat SAE with some of the store's documents held out."""
+    batches = Batches.of(store, build(DataConfig, {"held_out": held_out}, "test"))
     sae = make_sae("topk", {"d_sae": 32, "k": 4}, store.d_model(store.hook()), 0, "test")
     device = torch.device("cpu")
     config = build(EvalConfig, dict(options), "test")
