@@ -42,7 +42,7 @@ class CorpusOptions:
     """Where texts come from.
 
     Attributes:
-        name: `stdlib`, a local file or folder, or the name of a hub data set.
+        name: `stdlib`, `stdlib:asyncio,json` for some of its modules, a local file or folder, or a hub data set.
         config: the hub data set's configuration, if it has several.
         split: the hub data set's split; for `stdlib`, `train` or `heldout`.
         revision: the hub data set's revision.
@@ -66,7 +66,7 @@ def open_corpus(options: CorpusOptions) -> Corpus:
     Raises:
         ConfigError: no such corpus, or a local path that holds no text file.
     """
-    if options.name == "stdlib":
+    if options.name.partition(":")[0] == "stdlib":
         return StdlibCorpus(options)
     path = Path(options.name).expanduser()
     if path.exists():
@@ -86,7 +86,7 @@ def stdlib_documents(split: str) -> Iterator[tuple[str, str]]:
         relative = path.relative_to(root)
         if STDLIB_LEFT_OUT & set(relative.parts[:-1]):
             continue
-        module = relative.parts[0].removesuffix(".py")
+        module = module_of(relative.as_posix())
         held_out = int(hashlib.sha256(module.encode()).hexdigest(), 16) % HELD_OUT_ONE_IN == 0
         if held_out != (split == "heldout"):
             continue
@@ -95,9 +95,14 @@ def stdlib_documents(split: str) -> Iterator[tuple[str, str]]:
             yield relative.as_posix(), text
 
 
+def module_of(path: str) -> str:
+    """The top-level module of a file of the standard library, by its relative path."""
+    return path.partition("/")[0].removesuffix(".py")
+
+
 @dataclass(frozen=True)
 class StdlibCorpus:
-    """The text of the Python standard library on this machine."""
+    """The text of the Python standard library on this machine, or of some of its modules."""
 
     options: CorpusOptions
 
@@ -105,15 +110,31 @@ class StdlibCorpus:
         if self.options.split not in ("train", "heldout"):
             known = nearest(self.options.split, ("train", "heldout"))
             raise ConfigError(f"--split {self.options.split}: the corpus stdlib has no such split.{known}")
+        if ":" in self.options.name:
+            known_modules = {module_of(path) for path, _ in stdlib_documents(self.options.split)}
+            for module in self._modules():
+                if module not in known_modules:
+                    where = f"the split {self.options.split} of stdlib has no module '{module}'"
+                    raise ConfigError(f"--corpus {self.options.name}: {where}.{nearest(module, known_modules)}")
+
+    def _modules(self) -> list[str]:
+        """The top-level modules asked for; none: all."""
+        named = self.options.name.partition(":")[2]
+        return [module.strip() for module in named.split(",")] if ":" in self.options.name else []
+
+    def _documents(self) -> list[tuple[str, str]]:
+        wanted = set(self._modules())
+        everything = stdlib_documents(self.options.split)
+        return [(path, text) for path, text in everything if not wanted or module_of(path) in wanted]
 
     def _texts(self) -> list[str]:
-        texts = [text for _, text in stdlib_documents(self.options.split)]
+        texts = [text for _, text in self._documents()]
         random.Random(self.options.seed).shuffle(texts)
         return texts
 
     def identity(self) -> dict[str, Any]:
-        content = fingerprint(list(stdlib_documents(self.options.split)))
-        return {"name": "stdlib", "split": self.options.split, "content": content, "seed": self.options.seed}
+        content = fingerprint(self._documents())
+        return {"name": self.options.name, "split": self.options.split, "content": content, "seed": self.options.seed}
 
     def documents(self, start: int = 0) -> Iterator[str]:
         yield from self._texts()[start:]

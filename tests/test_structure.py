@@ -35,6 +35,10 @@ OWNERS = {
     "numcodecs": {"common/arrays.py"},
     "google_crc32c": {"common/files.py"},
     "rich": {"common/console.py"},
+    "sklearn": {"train/evaluate/probes.py", "train/evaluate/topics.py"},
+    "httpx": {"train/evaluate/judge.py"},
+    "matplotlib": {"train/report/figures/sheet.py"},
+    "jinja2": {"train/report/page.py"},
 }
 
 

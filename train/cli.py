@@ -12,7 +12,7 @@ from train.commands.evaluate import evaluate
 from train.commands.exchange import export, import_
 from train.commands.fit import fit, resume
 from train.commands.rate import rate
-from train.commands.report import compare
+from train.commands.report import compare, plot, report
 from train.commands.unlearn import unlearn
 from train.config import LearnerConfig
 
@@ -26,10 +26,12 @@ def cli() -> None:
     train resume runs/demo
     train eval runs/demo
     train compare runs/demo
+    train plot runs/demo
+    train report runs/demo
     """
 
 
-for command in (fit, resume, evaluate, unlearn, compare, rate, export, import_):
+for command in (fit, resume, evaluate, unlearn, compare, plot, report, rate, export, import_):
     cli.add_command(command)
 
 

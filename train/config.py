@@ -213,7 +213,7 @@ class UnlearnConfig(Settings):
     also_retain: str | None = Field(None, description="A third text, likewise, on which the same is measured.")
     column: str = Field("text", description="Field with the text, in .jsonl, .parquet and hub data sets.")
     data: Path | None = Field(None, description="Folder with SAEBench's files: its protocol, on a Gemma-2-it --model.")
-    max_tokens: Count = Field(50_000, gt=0, description="Tokens of each half of each text.")
+    max_tokens: Count = Field(10_000, gt=0, description="Tokens of each half of each text.")
     threshold: tuple[float, ...] = Field(
         (0.001, 0.01, 0.05), description="Latents that fire on this share of the retain text are spared; repeatable."
     )

@@ -159,6 +159,18 @@ def test_corpus_stdlib_has_a_split_of_its_own_and_no_other() -> None:
         open_corpus(CorpusOptions(name="stdlib", split="held-out"))
 
 
+def test_corpus_stdlib_can_be_some_of_its_modules(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"asyncio/base.py": "one", "asyncio/sub/x.py": "two", "asynchat.py": "three", "json/a.py": "four"}
+    monkeypatch.setattr("common.corpus.stdlib_documents", lambda split: iter(files.items()))
+    some = open_corpus(CorpusOptions(name="stdlib:asyncio, json"))
+    assert sorted(some.documents()) == ["four", "one", "two"]
+    assert list(open_corpus(CorpusOptions(name="stdlib:asynchat")).documents()) == ["three"]
+    names = ["stdlib", "stdlib:asyncio", "stdlib:json"]
+    assert len({str(open_corpus(CorpusOptions(name=name)).identity()) for name in names}) == 3
+    with pytest.raises(ConfigError, match=r"stdlib has no module 'asincio'\. Did you mean 'asyncio'\?"):
+        open_corpus(CorpusOptions(name="stdlib:json,asincio"))
+
+
 def test_corpus_prefers_a_path_that_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "books").mkdir()
     (tmp_path / "books" / "x.txt").write_text("here")
