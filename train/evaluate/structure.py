@@ -39,20 +39,21 @@ class Edges:
 
     Attributes:
         parents, children: where the levels lie among the latents.
-        parent: number of each child's parent within its level, -1 for none, int64 [children].
-        weight: w of each child's edge [children].
+        parent, child: the ends of each edge, numbered within their levels, int64 [edges].
+        weight: w of each edge.
     """
 
     parents: slice
     children: slice
     parent: Tensor
+    child: Tensor
     weight: Tensor
 
-    def gathered(self, values: Tensor) -> Tensor:
-        """Sums over each parent's children: [N, children] -> [N, parents]."""
-        linked = self.parent >= 0
+    def gathered(self, values: Tensor, weighted: bool = False) -> Tensor:
+        """Sums over each parent's children, times w if `weighted`: [N, children] -> [N, parents]."""
         sums = values.new_zeros(*values.shape[:-1], self.parents.stop - self.parents.start)
-        return sums.index_add_(-1, self.parent[linked], values[..., linked])
+        ends = values[..., self.child]
+        return sums.index_add_(-1, self.parent, ends * self.weight.to(values) if weighted else ends)
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class EdgeScores:
 
     Attributes:
         coverage_up, coverage_down: corrected for chance.
+        plain_up, plain_down: the same with every parent of one weight.
         r2: of parents.
         n_parents: parents that were ever active.
         dense_share: of those, how many are too dense to count.
@@ -68,6 +70,8 @@ class EdgeScores:
 
     coverage_up: float
     coverage_down: float
+    plain_up: float
+    plain_down: float
     r2: float
     n_parents: int
     dense_share: float
@@ -80,34 +84,43 @@ class EdgeScores:
 
 def score_edges(codes: Iterable[Tensor], edges: Edges) -> EdgeScores:
     """Scores of one set of edges from codes [N, latents], batch by batch."""
-    tokens = 0
     sums: dict[str, Tensor] = {}
-    linked = edges.parent >= 0
-
-    def add(name: str, values: Tensor) -> None:
-        sums[name] = sums.get(name, 0) + values.double().sum(0)
-
     for batch in codes:
-        f, below = batch[:, edges.parents].double(), batch[:, edges.children].double()
-        on, child_on = f > 0, below > 0
-        a = edges.gathered(below * edges.weight.double())
-        tokens += len(batch)
-        add("p", on)
-        add("c", child_on)
-        add("any", on & (edges.gathered(child_on.double()) > 0))
-        add("edge", child_on[:, linked] & on[:, edges.parent[linked]])
-        for name, values in {"f": f, "a": a, "ff": f * f, "aa": a * a, "fa": f * a}.items():
-            add(name, values * on)
-    density, child_density = sums["p"] / tokens, sums["c"] / tokens
+        for name, values in edge_sums(batch, edges).items():
+            sums[name] = sums.get(name, 0) + values
+    return scores_from(sums, edges)
+
+
+def edge_sums(codes: Tensor, edges: Edges) -> dict[str, Tensor]:
+    """What the scores are made of, summed over tokens [N, latents], float64.
+
+    By parent: `p` active; `any` and a child active; `pairs`, children active with it, summed; f, a and their products
+    over its active tokens. By child: `c` active. And the number of `tokens`.
+    """
+    f, below = codes[:, edges.parents].double(), codes[:, edges.children].double()
+    on, child_on = (f > 0).double(), (below > 0).double()
+    a, n_children = edges.gathered(below, weighted=True), edges.gathered(child_on)
+    by_token = {"p": on, "c": child_on, "any": on * (n_children > 0), "pairs": on * n_children}
+    by_token |= {"f": f, "a": on * a, "ff": f * f, "aa": on * a * a, "fa": f * a}
+    sums = {name: values.sum(0) for name, values in by_token.items()}
+    return sums | {"tokens": torch.tensor([float(len(codes))], dtype=torch.float64, device=codes.device)}
+
+
+def scores_from(sums: dict[str, Tensor], edges: Edges) -> EdgeScores:
+    """The scores, from sums as `edge_sums` gives them."""
+    density, child_density = sums["p"] / sums["tokens"], sums["c"] / sums["tokens"]
     silent = (1 - child_density).clamp_min(1e-300).log()
-    by_chance = 1 - edges.gathered(silent[None])[0].exp()
+    by_chance = 1 - edges.gathered(silent).exp()
     up = corrected(sums["any"] / sums["p"].clamp_min(1), by_chance, density)
-    parent_density = density[edges.parent[linked]]
-    down = corrected(sums["edge"] / sums["c"][linked].clamp_min(1), parent_density, parent_density)
+    # all edges of a parent have its density for chance, so that they can be taken together
+    child_tokens = edges.gathered(sums["c"])
+    down = corrected(sums["pairs"] / child_tokens.clamp_min(1), density, density)
     alive = int((sums["p"] > 0).sum())
     return EdgeScores(
         coverage_up=weighted(up, sums["p"]),
-        coverage_down=weighted(down, sums["c"][linked]),
+        coverage_down=weighted(down, child_tokens),
+        plain_up=weighted(up, (sums["p"] > 0).double()),
+        plain_down=weighted(down, (child_tokens > 0).double()),
         r2=weighted(squared_correlation(sums), sums["p"]),
         n_parents=alive,
         dense_share=int((density > DENSE_PARENT).sum()) / max(alive, 1),
@@ -137,13 +150,18 @@ def squared_correlation(sums: dict[str, Tensor]) -> Tensor:
 
 def permuted(edges: Edges, density: Tensor, seed: int) -> Edges:
     """The same children under other parents of like density: in each bin every parent gets those of another."""
+    given = others_of_like_density(density, seed).to(edges.parent.device)
+    return replace(edges, parent=given[edges.parent])
+
+
+def others_of_like_density(density: Tensor, seed: int) -> Tensor:
+    """For each latent another of its bin of density, each taken once; itself where it is alone."""
     generator = torch.Generator().manual_seed(seed)
     given = torch.arange(len(density))
     for members in density_bins(density):
         order = members[torch.randperm(len(members), generator=generator)]
         given[order] = order.roll(1)  # one cycle: nobody keeps its own
-    given = given.to(edges.parent.device)
-    return replace(edges, parent=torch.where(edges.parent >= 0, given[edges.parent], -1))
+    return given
 
 
 def density_bins(density: Tensor) -> list[Tensor]:
@@ -173,10 +191,12 @@ def edges_of(parent: Tensor, weight: Tensor, levels: Sequence[slice]) -> list[Ed
         parent: number of each latent's parent among all latents, -1 for none.
         weight: w of each latent's edge.
     """
-    return [
-        Edges(above, below, torch.where(parent[below] >= 0, parent[below] - above.start, -1), weight[below].detach())
-        for above, below in pairwise(levels)
-    ]
+    found = []
+    for above, below in pairwise(levels):
+        child = (parent[below] >= 0).nonzero()[:, 0]
+        ends = parent[below][child] - above.start
+        found.append(Edges(above, below, ends, child, weight[below][child].detach()))
+    return found
 
 
 @torch.no_grad()
@@ -201,8 +221,15 @@ def hierarchy_scores(sae: SAE, edges: Edges, batches: Batches, seed: int = 0) ->
 
 
 @torch.no_grad()
-def prefix_explained_variance(sae: SAE, ends: Sequence[int], batches: Batches) -> list[float]:
-    """Explained variance of b_dec and the latents before each end alone, on the valid tokens of `batches`."""
+def prefix_explained_variance(
+    sae: SAE, ends: Sequence[int], batches: Batches, order: Tensor | None = None
+) -> list[float]:
+    """Explained variance of b_dec and the latents before each end alone, on the valid tokens of `batches`.
+
+    Before in `order` (numbers of latents), or as they are stored.
+    """
+    place = torch.arange(sae.d_sae) if order is None else order.argsort()
+    place = place.to(sae.W_dec.device)
     sums = [{name: torch.zeros((), dtype=torch.float64) for name in ("error2", "x2", "x")} for _ in ends]
     tokens = 0
     for batch in batches():
@@ -211,8 +238,7 @@ def prefix_explained_variance(sae: SAE, ends: Sequence[int], batches: Batches) -
         x = batch.x[batch.valid].double()
         tokens += len(x)
         for end, totals in zip(ends, sums, strict=True):
-            kept = torch.cat([latents[..., :end], torch.zeros_like(latents[..., end:])], dim=-1)
-            errors = x - sae.decode(kept, batch)[batch.valid].double()
+            errors = x - sae.decode(latents * (place < end), batch)[batch.valid].double()
             totals["error2"] = totals["error2"] + errors.square().sum().cpu()
             totals["x2"] = totals["x2"] + x.square().sum().cpu()
             totals["x"] = totals["x"] + x.sum(0).cpu()

@@ -31,7 +31,7 @@ def edges(n_parents: int, n_children: int, weight: Tensor | None = None) -> Edge
     count = n_parents * n_children
     parent = torch.arange(n_parents).repeat_interleave(n_children)
     weights = torch.ones(count) if weight is None else weight
-    return Edges(slice(0, n_parents), slice(n_parents, n_parents + count), parent, weights)
+    return Edges(slice(0, n_parents), slice(n_parents, n_parents + count), parent, torch.arange(count), weights)
 
 
 def test_scores_of_one_parent_by_hand() -> None:
@@ -82,7 +82,7 @@ def test_children_without_a_parent_are_left_out() -> None:
     codes = torch.zeros(10, 3)
     codes[0] = 1.0
     codes[5:, 2] = 1.0
-    without = Edges(slice(0, 1), slice(1, 3), torch.tensor([0, -1]), torch.ones(2))
+    (without,) = edges_of(torch.tensor([-1, 0, -1]), torch.ones(3), [slice(0, 1), slice(1, 3)])
     scores = score_edges([codes], without)
     assert scores.coverage_up == scores.coverage_down == pytest.approx(1)
 

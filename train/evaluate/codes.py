@@ -1,0 +1,108 @@
+"""Codes of held-out tokens laid out for questions about structure: documents in two halves, latents by level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import sparse
+
+LEAST_DENSITY, LEAST_ACTIVE = 1e-5, 10  # what an alive latent has, whichever is more
+EXCHANGES = 50
+
+
+@dataclass(frozen=True)
+class Codes:
+    """n tokens that count; the first half holds every second document, so that the halves are alike.
+
+    Attributes:
+        values: float32 [n, latents], compressed by column.
+        document: int64 [n], numbered from 0 in the order they lie here.
+        middle: the first token of the second half.
+    """
+
+    values: sparse.csc_array
+    document: np.ndarray
+    middle: int
+
+    def of(self, latents: np.ndarray) -> Codes:
+        """The same tokens with these latents only."""
+        return replace(self, values=sparse.csc_array(self.values[:, latents]))
+
+    @property
+    def n(self) -> int:
+        return len(self.document)
+
+    @property
+    def n_documents(self) -> int:
+        return int(self.document[-1]) + 1 if self.n else 0
+
+    @property
+    def first_documents(self) -> int:
+        """Documents in the first half."""
+        return int(self.document[self.middle - 1]) + 1 if self.middle else 0
+
+    @property
+    def alive(self) -> np.ndarray:
+        """Latents active on at least 1e-5 of the tokens, and on ten of them."""
+        return np.asarray(np.diff(self.values.indptr) >= max(LEAST_DENSITY * self.n, LEAST_ACTIVE))
+
+    @property
+    def density(self) -> np.ndarray:
+        """Share of the tokens on which each latent is active [latents]."""
+        return np.asarray(np.diff(self.values.indptr) / max(self.n, 1))
+
+    def by_document(self, values: sparse.sparray) -> np.ndarray:
+        """Sums over the tokens of each document: [n, columns] -> [documents, columns], float64."""
+        ones = np.ones(self.n)
+        member = sparse.csr_array((ones, (self.document, np.arange(self.n))), shape=(self.n_documents, self.n))
+        sums: np.ndarray = (member @ values.astype(np.float64)).toarray()
+        return sums
+
+
+def halved(values: sparse.csc_array, doc: np.ndarray) -> tuple[Codes, np.ndarray]:
+    """Codes [n, latents] laid out in halves, and the order in which their tokens lie now.
+
+    Args:
+        doc: the document of each token [n].
+    """
+    ranks = np.unique(doc, return_inverse=True)[1]
+    order = np.lexsort((np.arange(len(doc)), ranks, ranks % 2))
+    numbers = np.unique(2 * (ranks % 2) * len(doc) + ranks, return_inverse=True)[1]
+    return Codes(sparse.csc_array(values.tocsr()[order]), numbers[order], int((ranks % 2 == 0).sum())), order
+
+
+def switched(values: sparse.csc_array) -> sparse.csc_array:
+    """1 where a code is above 0, float64: for counting."""
+    return sparse.csc_array((np.ones(values.nnz), values.indices, values.indptr), shape=values.shape)
+
+
+def dense_columns(values: sparse.csc_array, rows: np.ndarray, latents: np.ndarray) -> np.ndarray:
+    """Codes of `latents` on ascending `rows`, float64 [rows, latents]; 0 where a latent's number is -1."""
+    out = np.zeros((len(rows), len(latents)))
+    for column, latent in enumerate(latents):
+        if latent < 0:
+            continue
+        start, stop = values.indptr[latent : latent + 2]
+        tokens = values.indices[start:stop]
+        places = np.searchsorted(rows, tokens)
+        found = places < len(rows)
+        found[found] = rows[places[found]] == tokens[found]
+        out[places[found], column] = values.data[start:stop][found]
+    return out
+
+
+def elsewhere(document: np.ndarray, seed: int) -> np.ndarray:
+    """An order of the tokens in which each meets one of another document, where there are enough of them.
+
+    It breaks every dependence between two sets of codes and keeps what each of them is.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(document))
+    for _ in range(EXCHANGES):
+        same = np.flatnonzero(document[order] == document)
+        if not len(same):
+            break
+        for place, other in zip(same, generator.integers(len(document), size=len(same)), strict=True):
+            order[place], order[other] = order[other], order[place]
+    return order
