@@ -42,7 +42,8 @@ def export(run: Path, to: str, out: Path, context_free: bool, as_json: bool) -> 
 @click.argument("path", type=click.Path(path_type=Path))
 @options_from(ImportConfig)
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of a table.")
-def import_(path: Path, as_json: bool, **flags: Any) -> None:
+@click.pass_obj
+def import_(stop: Any, /, path: Path, as_json: bool, **flags: Any) -> None:
     """Make a run of a published SAE, to be evaluated on a store; PATH is a SAELens folder.
 
     \b
@@ -51,10 +52,9 @@ def import_(path: Path, as_json: bool, **flags: Any) -> None:
     """
     from train.exchange.imports import import_sae
 
-    result = import_sae(path, build(ImportConfig, flags, "train import"))
+    result = import_sae(path, build(ImportConfig, flags, "train import"), stop)
     if as_json:
         emit_json(result)
         return
-    figures = {key: value for key, value in result["metrics"].items() if key != "calibration"}
-    columns = ("learner", "variant", *figures)
-    table(result["reason"], columns, [(result["name"], result["variant"], *figures.values())])
+    figures = [(name, value) for name, value in result["metrics"].items() if name != "calibration"]
+    table(result["reason"], ("on held-out documents", f"{result['name']} ({result['variant']})"), figures)

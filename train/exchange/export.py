@@ -66,15 +66,17 @@ def export(run: Path, to: str, out: Path, context_free: bool = False) -> list[Ex
         ConfigError: none of them could be exported; says why, of each.
         StoreError: no trained SAE there.
     """
-    exported, refused = [], []
+    exported: list[Exported] = []
+    refused: dict[str, list[str]] = {}
     for folder in learner_folders([run]):
         try:
             exported.append(export_learner(folder, to, out / folder.name, context_free))
         except ConfigError as error:
-            refused.append(f"{folder}: {error}")
+            refused.setdefault(str(error), []).append(str(folder))
+    lines = [f"{', '.join(folders)}: {reason}" for reason, folders in refused.items()]
     if not exported:
-        raise ConfigError("\n".join(refused))
-    for line in refused:
+        raise ConfigError("\n".join(lines))
+    for line in lines:
         say(f"not exported: {line}")
     return exported
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from common.config import build
 from common.console import say
 from common.device import resolve_device
-from common.errors import ConfigError, StoreError
+from common.errors import ConfigError, Interrupted, StoreError
 from common.files import write_json
+from common.stopping import Stop
 from common.store import Store
 from train.config import FitConfig, ImportConfig, LearnerConfig
+from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan, plan_data
 from train.evaluate import write_evaluation
 from train.evaluate.heldout import evaluate_heldout
@@ -35,7 +38,7 @@ from train.settings import store_path
 VARIANTS = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 
 
-def import_sae(path: Path, config: ImportConfig) -> dict[str, Any]:
+def import_sae(path: Path, config: ImportConfig, stop: Stop) -> dict[str, Any]:
     """Make a run of one learner out of the SAELens folder `path`, and evaluate it on held-out documents.
 
     Returns:
@@ -45,6 +48,7 @@ def import_sae(path: Path, config: ImportConfig) -> dict[str, Any]:
         StoreError: no published SAE there, a damaged one, or no store.
         ConfigError: an SAE that no variant here can be, that does not fit the store, or `out` is taken.
         DataError: the store has no documents to hold out.
+        Interrupted: asked to stop; nothing is written.
     """
     published = read_published(path)
     if config.out.exists() and (not config.out.is_dir() or any(config.out.iterdir())):
@@ -59,7 +63,22 @@ def import_sae(path: Path, config: ImportConfig) -> dict[str, Any]:
     fit = settings_of(sae, config, store, hook, learner_name(config.name, path))
     plan = plan_data(store, fit.data(), fit.seed, {1})
     with contextlib.closing(Batches(store, plan, resolve_device(config.device))) as batches:
-        return write_run(path, sae, published, fit, batches)
+        sae.to(batches.device)
+        looked_at = batches.held_out(sae.window, fit.final_eval_tokens)
+        metrics = evaluate_heldout(sae, until_stopped(looked_at, stop))
+        return write_run(path, sae, published, fit, batches, metrics)
+
+
+def until_stopped(batches: Iterator[Batch], stop: Stop) -> Iterator[Batch]:
+    """The same batches.
+
+    Raises:
+        Interrupted: asked to stop.
+    """
+    for batch in batches:
+        if stop.asked:
+            raise Interrupted(f"stopped by {stop.signal_name} in an import. Run the same command again.")
+        yield batch
 
 
 def hook_for(published: Published, store: Store, asked: str | None, path: Path) -> str:
@@ -132,11 +151,16 @@ def settings_of(sae: SAE, config: ImportConfig, store: Store, hook: str, name: s
     return build(FitConfig, values | {"device": config.device, "learner": (learner,)}, "train import")
 
 
-def write_run(path: Path, sae: SAE, published: Published, fit: FitConfig, batches: Batches) -> dict[str, Any]:
-    """Evaluate, then write the run; its status last, so that a run cut short is none."""
+def write_run(
+    path: Path, sae: SAE, published: Published, fit: FitConfig, batches: Batches, metrics: dict[str, Any]
+) -> dict[str, Any]:
+    """The run's files, its status last.
+
+    Raises:
+        StoreError: the SAE's reconstructions are not finite.
+    """
     run, learner, plan = fit.run_folder(), fit.learner[0], batches.plan
     folder = run / learner.name
-    metrics = evaluate_heldout(sae.to(batches.device), batches.held_out(sae.window, fit.final_eval_tokens))
     if not math.isfinite(metrics["explained_variance"]):
         raise StoreError(f"{path}: its reconstructions are not finite.")
     reason = f"imported from {path.resolve()}"

@@ -232,9 +232,11 @@ def test_learners_that_can_be_are_exported_and_the_others_named(tmp_path: Path, 
 def test_exit_codes(tmp_path: Path, warm: WarmServer) -> None:
     learner_folder(tmp_path / "run", drawn("tree", {}))
     learner_folder(tmp_path / "run", drawn("tree", PLAIN["tree"]), name="flat")
+    learner_folder(tmp_path / "run", drawn("tree", {}), name="tree-2")
     every = warm.run(["train", "export", "run", "--to", "sparsify", "--out", "out"], tmp_path)
     assert every.code == 2
-    assert len(every.err.strip().splitlines()) == 2
+    assert len(every.err.strip().splitlines()) == 2  # one for each reason
+    assert "run/tree, run/tree-2: latents of tree depend" in every.err
     assert not (tmp_path / "out").exists()
     missing = warm.run(["train", "export", "nowhere", "--to", "saelens", "--out", "out"], tmp_path)
     assert (missing.code, "no finished learner" in missing.err) == (3, True)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.config import build, read_toml
-from common.errors import ConfigError, StoreError
+from common.errors import ConfigError, Interrupted, StoreError
 from common.files import read_json
 from common.stopping import Stop
 from common.store import Store
@@ -58,7 +58,7 @@ def test_an_import_is_a_run_with_the_figures_of_the_run_it_came_from(
     name: str, trained: Path, shared_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     export(trained / name, "saelens", tmp_path / "out")
-    result = import_sae(tmp_path / "out" / name, config(shared_store, tmp_path / "back", held_out=0.2))
+    result = import_sae(tmp_path / "out" / name, config(shared_store, tmp_path / "back", held_out=0.2), Stop())
     assert "note:" not in capsys.readouterr().err
     before = read_json(trained / name / "result.json")["metrics"]
     for figure in ("tokens", "explained_variance", "l0", "mse", "dead_share"):
@@ -75,7 +75,7 @@ def test_an_import_is_a_run_with_the_figures_of_the_run_it_came_from(
 def test_the_run_folder_is_whole(trained: Path, shared_store: Path, tmp_path: Path) -> None:
     export(trained / "topk", "saelens", tmp_path / "out")
     back = tmp_path / "back"
-    import_sae(tmp_path / "out" / "topk", config(shared_store, back, name="theirs", held_out=0.2))
+    import_sae(tmp_path / "out" / "topk", config(shared_store, back, name="theirs", held_out=0.2), Stop())
     for name in ("result.json", "config.json"):
         assert read_json(back / "theirs" / name).keys() == read_json(trained / "topk" / name).keys()
     ours, theirs = (
@@ -97,7 +97,7 @@ def test_the_run_folder_is_whole(trained: Path, shared_store: Path, tmp_path: Pa
 
 def test_a_run_goes_on_from_no_import(trained: Path, shared_store: Path, tmp_path: Path, warm: WarmServer) -> None:
     export(trained / "topk", "saelens", tmp_path / "out")
-    import_sae(tmp_path / "out" / "topk", config(shared_store, tmp_path / "back"))
+    import_sae(tmp_path / "out" / "topk", config(shared_store, tmp_path / "back"), Stop())
     again = warm.run(["train", "resume", "back"], tmp_path)
     assert (again.code, "finished already" in again.err) == (0, True)
     words = ["--cache", str(shared_store), "--out", "back", "--variant", "topk", "--steps", "5"]
@@ -108,13 +108,13 @@ def test_a_run_goes_on_from_no_import(trained: Path, shared_store: Path, tmp_pat
 def test_what_does_not_fit_the_store_is_refused(shared_store: Path, tmp_path: Path) -> None:
     narrow = published(tmp_path / "narrow", "standard")
     with pytest.raises(ConfigError, match=r"its inputs have 6 dimensions, blocks.1.hook_resid_post of .* 16"):
-        import_sae(narrow, config(shared_store, tmp_path / "out"))
+        import_sae(narrow, config(shared_store, tmp_path / "out"), Stop())
     assert not (tmp_path / "out").exists()
     store, _ = filled(tmp_path / "two.zarr")  # hook a of 6 dimensions
     store.header = store.header | {"hooks": {"a": store.hooks["a"], "b": store.hooks["a"]}}
     store.write_metadata()
     with pytest.raises(ConfigError, match=r"trained at blocks.1.hook_resid_post, which .* does not have: a, b. Choose"):
-        import_sae(narrow, config(store.path, tmp_path / "out"))
+        import_sae(narrow, config(store.path, tmp_path / "out"), Stop())
 
 
 def test_another_model_hook_and_bos_are_said(
@@ -126,25 +126,32 @@ def test_another_model_hook_and_bos_are_said(
     bos = Store.open(shared_store).identity["bos"]
     settings["metadata"] |= {"model_name": "gpt2", "hook_name": "blocks.9.hook_mlp_out", "prepend_bos": not bos}
     path.write_text(json.dumps(settings))
-    import_sae(path.parent, config(shared_store, tmp_path / "a"))
+    import_sae(path.parent, config(shared_store, tmp_path / "a"), Stop())
     notes = capsys.readouterr().err
     assert "trained with model gpt2, looked at with" in notes
     assert f"trained with hook blocks.9.hook_mlp_out, looked at with {HOOK}" in notes
     assert f"trained with bos {not bos}, looked at with {bos}" in notes
     settings["metadata"] = {"sae_lens_version": "6.0.0"}
     path.write_text(json.dumps(settings))
-    import_sae(path.parent, config(shared_store, tmp_path / "b"))
+    import_sae(path.parent, config(shared_store, tmp_path / "b"), Stop())
     assert "does not say what it was trained on" in capsys.readouterr().err
 
 
 def test_a_taken_folder_or_name_is_refused(trained: Path, shared_store: Path, tmp_path: Path) -> None:
     export(trained / "topk", "saelens", tmp_path / "out")
     with pytest.raises(ConfigError, match="there is something already"):
-        import_sae(tmp_path / "out" / "topk", config(shared_store, trained))
+        import_sae(tmp_path / "out" / "topk", config(shared_store, trained), Stop())
     with pytest.raises(ConfigError, match="a run folder uses this name itself"):
-        import_sae(tmp_path / "out" / "topk", config(shared_store, tmp_path / "new", name="sae"))
+        import_sae(tmp_path / "out" / "topk", config(shared_store, tmp_path / "new", name="sae"), Stop())
     with pytest.raises(StoreError, match="no store here"):
-        import_sae(tmp_path / "out" / "topk", config(tmp_path / "none.zarr", tmp_path / "new"))
+        import_sae(tmp_path / "out" / "topk", config(tmp_path / "none.zarr", tmp_path / "new"), Stop())
+
+
+def test_a_request_to_stop_leaves_nothing(trained: Path, shared_store: Path, tmp_path: Path) -> None:
+    export(trained / "topk", "saelens", tmp_path / "out")
+    with pytest.raises(Interrupted, match="stopped by SIGINT in an import"):
+        import_sae(tmp_path / "out" / "topk", config(shared_store, tmp_path / "back"), Stop("SIGINT"))
+    assert not (tmp_path / "back").exists()
 
 
 def test_command_line(trained: Path, shared_store: Path, tmp_path: Path, warm: WarmServer) -> None:
