@@ -67,7 +67,7 @@ def test_without_a_model_what_needs_only_ids_is_there(store: Store, tmp_path: Pa
     for name in ("attribute_auc", "attribute_auc_random", "context_cosine", "judge_score"):
         assert found.metrics[name] is None
         assert "no such folder" in found.reasons[name]  # and nothing was asked of the judge
-    assert found.metrics["next_entropy"] > 0
+    assert found.metrics["purity"] > 0
     assert {name for name, value in found.metrics.items() if value is None} == set(found.reasons)
 
 

@@ -69,8 +69,8 @@ def test_fast_targets_of_prose(name: str, expected: list[str]) -> None:
 
 
 CODE = [
-    "class", " Ba", "rn", ":\n", '   ', ' """', "Holds", " the", " grain", ".", '"""', "\n   ", " def", " fill", "(", "self", "):",
-    "\n       ", " return", " self", ".", "sa", "cks", ' + "', "if", '"', " ", " #", " for", " now", "\n",
+    "class", " Ba", "rn", ":\n", "   ", ' """', "Holds", " the", " grain", ".", '"""', "\n   ", " def", " fill", "(",
+    "self", "):", "\n       ", " return", " self", ".", "sa", "cks", ' + "', "if", '"', " ", " #", " for", " now", "\n",
 ]  # fmt: skip
 
 
