@@ -9,6 +9,8 @@ from typing import Any
 from common.files import write_json
 from train.evaluate.cost import COST_METRICS, cost
 from train.evaluate.heldout import HELDOUT_METRICS, heldout
+from train.evaluate.interp import INTERP_METRICS, interp
+from train.evaluate.probe import PROBE_METRICS, probe
 from train.evaluate.subject import Evaluation, Subject
 from train.evaluate.temporal import TEMPORAL_METRICS, temporal
 
@@ -16,11 +18,15 @@ SUITES: dict[str, Callable[[Subject], Evaluation]] = {
     "heldout": heldout,
     "temporal": temporal,
     "cost": cost,
+    "probe": probe,
+    "interp": interp,
 }
 METRICS: dict[str, dict[str, str]] = {
     "heldout": HELDOUT_METRICS,
     "temporal": TEMPORAL_METRICS,
     "cost": COST_METRICS,
+    "probe": PROBE_METRICS,
+    "interp": INTERP_METRICS,
 }
 
 
