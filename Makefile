@@ -12,7 +12,8 @@ READY = $(VENV)/.granary-ready
 demo: $(READY)
 	$(BIN)/harvest run --model demo --layer 2 --tokens 1.1M --allow-fewer --out cache/demo.zarr
 	$(BIN)/train fit --cache cache/demo.zarr --variant batchtopk --variant topk --k 30 --passes 2 --out runs/demo
-	$(BIN)/train eval runs/demo
+	$(BIN)/train eval runs/demo --suite heldout,core,latents
+	$(BIN)/train report runs/demo
 	@cat docs/next-steps.txt
 
 test: $(READY)  # a process per core, each on one thread; whole files, so that module fixtures are made once

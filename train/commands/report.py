@@ -1,4 +1,4 @@
-"""`train compare`: from result files alone."""
+"""`train compare`, `train plot` and `train report`: from result files alone."""
 
 from __future__ import annotations
 
@@ -17,24 +17,73 @@ from common.console import emit_json, table
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values instead of a table.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="A Markdown table.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this file too: .json, .csv or .md.")
 def compare(
-    runs: tuple[Path, ...], l0s: str | None, baseline: str, as_json: bool, as_csv: bool, as_markdown: bool
+    runs: tuple[Path, ...],
+    l0s: str | None,
+    baseline: str,
+    as_json: bool,
+    as_csv: bool,
+    as_markdown: bool,
+    out: Path | None,
 ) -> None:
     """Compare learners at equal L0, with 95 % intervals over seeds; RUNS are run or learner folders.
 
     \b
     train compare runs/variants
-    train compare runs/a runs/b --l0 16,32 --markdown
+    train compare runs/a runs/b --l0 16,32 --out tables/variants.md
     """
-    from train.report.formats import numbers, to_csv, to_markdown
+    from train.report.formats import check_table_file, numbers, to_csv, to_markdown, write_table
     from train.report.points import read_points
     from train.report.tables import compare as compare_points
 
+    if out is not None:
+        check_table_file(out)
     rows = compare_points(read_points(runs), numbers(l0s) if l0s is not None else None, baseline)
     records = [dataclasses.asdict(row) for row in rows]
+    if out is not None:
+        write_table(out, records)
     if as_json:
         emit_json(records)
     elif as_csv or as_markdown:
         click.echo(to_csv(records) if as_csv else to_markdown(records), nl=False)
     else:
         table("at equal L0", tuple(records[0]), [tuple(record.values()) for record in records])
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the figures.  [default: RUN/plots]")
+@click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
+def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
+    """Draw every figure of one or more runs, each with the numbers behind it; RUNS are run or learner folders.
+
+    \b
+    train plot runs/demo
+    train plot runs/a runs/b --out plots/both
+    """
+    from train.report.figures import plot as plot_runs
+
+    written = plot_runs(runs, out)
+    if as_json:
+        emit_json([{**dataclasses.asdict(row), "png": str(row.png), "csv": str(row.csv)} for row in written])
+        return
+    rows = [(row.figure, str(row.png), row.csv.name, row.numbers) for row in written]
+    table(f"{len(written)} figures", ("figure", "picture", "numbers behind it", "how many"), rows)
+
+
+@click.command()
+@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html, or report.html here]"
+)
+def report(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Make one page of runs that needs no network: states, tables, curves, latents; RUNS are run or learner folders.
+
+    \b
+    train report runs/demo
+    train report runs/a runs/b --out both.html
+    """
+    from train.report.page import write_page
+
+    click.echo(str(write_page(runs, out)))

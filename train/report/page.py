@@ -1,0 +1,144 @@
+"""`train report`: runs as one page that needs nothing else, no network and no server.
+
+gather.py (result files) -> sections.py (tables) and pack.py (what scripts draw) -> html/ (template, style, scripts)
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from common.errors import ConfigError, GranaryError
+from common.files import write_file
+from train.report.gather import LearnerView, read_runs
+from train.report.pack import for_script, pack_curves, pack_latents
+from train.report.palette import colours, styles
+from train.report.sections import comparison, learner_row, run_facts, suite_tables
+
+HTML = Path(__file__).parent / "html"
+SCRIPTS = ("elements.js", "tables.js", "curves.js", "latents.js")
+NAME = "report.html"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure of `train plot`: its name, and the PNG as an address that holds it."""
+
+    name: str
+    address: str
+
+
+def write_page(paths: Sequence[Path], out: Path | None = None) -> Path:
+    """The page of these runs (run or learner folders), in `out`, or `report.html` in the one folder or here; its path.
+
+    Raises:
+        StoreError: nothing of a run there. Files that are damaged are named on the page.
+        ConfigError: `out` is a folder.
+    """
+    target = out or (paths[0] / NAME if len(paths) == 1 else Path(NAME))
+    if target.is_dir():
+        raise ConfigError(f"--out {target}: a folder. Name a file in it, such as {target / NAME}.")
+    write_file(target, make_page(paths).encode(errors="replace"))
+    return target
+
+
+def make_page(paths: Sequence[Path], now: float | None = None) -> str:
+    """The page's text; `now` is the Unix time that heartbeats are held against."""
+    runs, problems = read_runs(paths, now)
+    learners = [learner for run in runs for learner in run.learners]
+    blocks = [latents_block(learner, problems) for learner in learners]
+    pictures, no_pictures = draw_pictures(paths)
+    scripts = [Markup((HTML / name).read_text()) for name in SCRIPTS]
+    return template().render(
+        title=", ".join(run.path.resolve().name for run in runs),
+        runs=[(run, run_facts(run)) for run in runs],
+        problems=problems,
+        rows=[learner_row(learner) for learner in learners],
+        colours=colours([learner.label for learner in learners]),
+        comparison=comparison(paths),
+        suites=suite_tables(learners, definitions()),
+        pictures=pictures,
+        no_pictures=no_pictures,
+        curves=Markup(for_script(curves_of(learners))),
+        blocks=blocks,
+        style=Markup((HTML / "page.css").read_text()),
+        scripts=scripts,
+        hashes=" ".join(f"'sha256-{sha256(script)}'" for script in scripts),
+    )
+
+
+@functools.cache
+def template() -> jinja2.Template:
+    """Everything that comes from files is escaped; a name that the template does not know is a bug."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HTML),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html")
+
+
+def definitions() -> dict[str, dict[str, str]]:
+    """What each suite's metrics mean."""
+    from train.evaluate import METRICS  # imports torch, which nothing else here needs
+
+    return METRICS
+
+
+def sha256(script: str) -> str:
+    """As a Content-Security-Policy wants it: only our own scripts run, whatever a token's text is."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+
+
+def curves_of(learners: Sequence[LearnerView]) -> list[dict[str, Any]]:
+    """What curves.js draws of each learner."""
+    labels = [learner.label for learner in learners]
+    hues, dashes = colours(labels), styles(labels)
+    return [
+        {
+            "label": learner.label,
+            "colour": hues[learner.label],
+            "dash": dashes[learner.label].dash,
+            "ended": learner.state in ("diverged", "failed"),
+            "curves": pack_curves(learner.lines),
+        }
+        for learner in learners
+    ]
+
+
+def latents_block(learner: LearnerView, problems: list[str]) -> tuple[str, Markup] | None:
+    """A learner's label and its latents as JSON; None without any. Files that do not fit are named in `problems`."""
+    if not learner.latents:
+        return None
+    try:
+        return learner.label, Markup(for_script(pack_latents(learner.latents)))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        problems.append(f"{learner.folder / 'eval'}: its latents are not what suite latents writes ({error!r}).")
+        return None
+
+
+def draw_pictures(paths: Sequence[Path]) -> tuple[list[Picture], str]:
+    """The figures of `train plot`, or why there are none."""
+    from train.report.figures import plot
+
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            written = plot(paths, Path(folder))
+        except (GranaryError, KeyError, TypeError, ValueError, AttributeError) as error:
+            return [], str(error) if isinstance(error, GranaryError) else repr(error)
+        return [Picture(figure.figure, data_address(figure.png.read_bytes())) for figure in written], ""
+
+
+def data_address(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
