@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from common.console import format_cell
 from common.errors import ConfigError
+from common.files import finite, write_file
 
 
 def numbers(text: str) -> list[float]:
@@ -59,6 +62,31 @@ def to_markdown(records: Sequence[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def to_json(records: Sequence[dict[str, Any]]) -> str:
+    """A list of objects."""
+    return json.dumps(finite(list(records)), indent=2, allow_nan=False) + "\n"
+
+
+FORMS = {".json": to_json, ".csv": to_csv, ".md": to_markdown}
+
+
+def check_table_file(path: Path) -> None:
+    """Refuse a file that no table can be written to.
+
+    Raises:
+        ConfigError: another ending, or a folder.
+    """
+    if path.suffix not in FORMS:
+        raise ConfigError(f"--out {path}: its ending says in which form: {', '.join(FORMS)}.")
+    if path.is_dir():
+        raise ConfigError(f"--out {path}: a folder. Name a file in it.")
+
+
+def write_table(path: Path, records: Sequence[dict[str, Any]]) -> None:
+    """The table in the form that the file's ending says."""
+    write_file(path, FORMS[path.suffix](records).encode())
 
 
 def with_interval(value: float | None, interval: float | None, sign: str) -> str:

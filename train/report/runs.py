@@ -86,6 +86,8 @@ class Record:
 
     def missing(self, suite: str) -> str:
         """Why there is no `eval/<suite>.json`, and what makes one."""
+        if self.state in ("running", "waiting", "interrupted", "killed"):
+            return "not finished yet"
         if self.state != "finished":
             return self.ending
         return f"no eval/{suite}.json: train eval {self.run} --suite {suite}"
@@ -162,7 +164,7 @@ def read_learner(
     folder = run / name
     config = read_object(folder / "config.json", "variant", "options", "seed")
     result = read_object(folder / "result.json", "state", "training_steps") if (folder / "result.json").exists() else {}
-    lines = read_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").exists() else []
+    lines = read_metrics(folder / "metrics.jsonl")
     state, reason = standing(result, status, name)
     steps = result["training_steps"] if result else lines[-1]["step"] if lines else 0
     return Record(
@@ -187,6 +189,14 @@ def read_learner(
     )
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no such file."""
+    lines = read_lines(path) if path.exists() else []
+    if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
+        raise StoreError(f"{path}: not a file of a run: a line has no step.")
+    return lines
+
+
 def standing(result: dict[str, Any], status: dict[str, Any], name: str) -> tuple[str, str]:
     """State and reason of a learner, by its result or else by what the run last said of it."""
     said = result or status["learners"].get(name, {"state": status["state"], "reason": ""})
@@ -205,7 +215,16 @@ def read_evaluations(folder: Path) -> dict[str, dict[str, Any]]:
         size = float(limit) if limit else float("inf")
         if suite != UNREAD and size > found.get(suite, (0.0, path))[0]:
             found[suite] = (size, path)
-    return {suite: read_object(path, "metrics") for suite, (_, path) in found.items()}
+    return {suite: read_evaluation(path) for suite, (_, path) in found.items()}
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """An `eval/<suite>.json`."""
+    found = read_object(path, "metrics")
+    for key in ("metrics", "reasons"):
+        if not isinstance(found.get(key, {}), dict):
+            raise StoreError(f"{path}: {key} is no object.")
+    return found
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:

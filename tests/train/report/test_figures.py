@@ -92,8 +92,8 @@ def test_plot_writes_a_picture_and_its_numbers_for_every_figure(run: Path, drawn
 
 
 def test_plotting_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    made_run(tmp_path / "r", made_learner("a", evals={"core": CORE}))
-    first, second = ({w.figure: w.png.read_bytes() for w in plot([tmp_path / "r"], tmp_path / out)} for out in "ab")
+    study = make_study(read_records([made_run(tmp_path / "r", made_learner("a", evals={"core": CORE}))]))
+    first, second = (FIGURES["model_preservation"](study).save(tmp_path / out, "x")[0].read_bytes() for out in "ab")
     assert first == second
 
 

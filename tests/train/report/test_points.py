@@ -79,6 +79,24 @@ def test_an_l0_out_of_reach_is_refused_in_every_form(study: Path, form: str) -> 
     assert isinstance(compare(study, "--l0", "500", form).exception, ConfigError)
 
 
+@pytest.mark.parametrize(("ending", "form"), [(".json", "--json"), (".csv", "--csv"), (".md", "--markdown")])
+def test_a_table_is_written_in_the_form_of_the_files_ending(
+    study: Path, tmp_path: Path, ending: str, form: str
+) -> None:
+    file = tmp_path / "tables" / f"t{ending}"
+    printed = compare(study, "--l0", "4", form, "--out", file)
+    assert printed.exit_code == 0
+    assert file.read_text() == printed.stdout or json.loads(file.read_text()) == json.loads(printed.stdout)
+
+
+def test_another_ending_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--out .*t\.txt: its ending says in which form: \.json, \.csv, \.md"):
+        raise compare(tmp_path / "absent", "--out", tmp_path / "t.txt").exception or AssertionError("compared")
+    (tmp_path / "t.md").mkdir()
+    with pytest.raises(ConfigError, match="a folder"):
+        raise compare(tmp_path / "absent", "--out", tmp_path / "t.md").exception or AssertionError("compared")
+
+
 def test_learners_of_other_batches_are_another_kind(study: Path, larger_batches: Path) -> None:
     with pytest.raises(ConfigError, match=r"batch_size: 256 → 512"):
         raise compare(study, larger_batches).exception or AssertionError("compared")

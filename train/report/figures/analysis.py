@@ -48,7 +48,8 @@ def training_analysis(study: Study) -> Sheet:
     heights = [curves_height(study), bars_height(len(study.groups)) + 0.5, *[2.6] * (len(families) // 3 + 1)]
     remark = f"{range_remark(study)} {seeds_remark(study)}".strip()
     sheet = Sheet("Training analysis", study.subtitle, [3.9] * 3, heights, remark, key_width(study))
-    loss_and_parts(sheet, sheet.panel(0, 0, "Total loss with its parts"), study)
+    title = "Total loss with its parts" if len(study.groups) <= FEW else "Total loss"
+    parts = loss_and_parts(sheet, sheet.panel(0, 0, title), study)
     axes = sheet.panel(0, 1, "Gradient norm: mean, largest (dotted)")
     curves = two_lines(sheet, axes, study, ("mean", "grad_norm"), ("largest", "grad_norm_max"))
     sheet.curves(axes, curves, "step", "norm before clipping", NO_LINES)
@@ -61,7 +62,7 @@ def training_analysis(study: Study) -> Sheet:
     axes = sheet.panel(1, 2, "Wall time of own steps")
     group_bars(sheet, axes, study, lambda r: (r.seconds or None, "not ended: no time yet"), "seconds", names=False)
     inside(sheet, study, families)
-    learners_key(sheet, study)
+    learners_key(sheet, study, parts)
     return sheet
 
 
@@ -70,19 +71,16 @@ def asked(group: Group) -> float:
     return float(group.records[0].asked)
 
 
-def loss_and_parts(sheet: Sheet, axes: Axes, study: Study) -> None:
-    """Total loss of all, and thin lines for its parts where there are few learners."""
+def loss_and_parts(sheet: Sheet, axes: Axes, study: Study) -> list[str]:
+    """Total loss of all, and thin lines for its parts where there are few learners: those that were drawn."""
     curves = step_curves(sheet, axes, study, "loss")
-    names = [key.removeprefix("loss_") for key in keys_of(study.groups, "loss_")]
-    dashes, drawn = level_dashes(names), []
+    parts = [key.removeprefix("loss_") for key in keys_of(study.groups, "loss_")]
     for group in study.groups:
-        for name, dash in dashes.items():
+        for name, dash in level_dashes(parts).items():
             curve = step_curve(sheet, axes, study, group, value_of(f"loss_{name}"), series=name, dash=dash, thin=True)
-            if len(study.groups) <= FEW and any(curve.y):
-                curves.append(curve)
-                drawn.append(name)
+            curves += [curve] if len(study.groups) <= FEW else []
     sheet.curves(axes, curves, "step", LOSS, NO_LINES)
-    sheet.dashes(axes, {name: dash for name, dash in dashes.items() if name in drawn})
+    return parts if len(study.groups) <= FEW else []
 
 
 def two_lines(sheet: Sheet, axes: Axes, study: Study, first: tuple[str, str], second: tuple[str, str]) -> list[Curve]:

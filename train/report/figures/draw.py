@@ -167,8 +167,14 @@ def keys_of(groups: Iterable[Group], opening: str = "") -> list[str]:
 
 def learners_key(sheet: Sheet, study: Study, levels: Sequence[str] = ()) -> None:
     """The key of a figure of curves: every group, and what the line styles of levels stand for."""
-    own = [(group.label, study.colours[group.label], study.styles[group.label].dash) for group in study.groups]
-    sheet.legend([*own, *((level, NEUTRAL, dash) for level, dash in level_dashes(levels).items())])
+    own = [(group.label, study.colours[group.label], study.styles[group.label].dash, "") for group in study.groups]
+    sheet.legend([*own, *((level, NEUTRAL, dash, "") for level, dash in level_dashes(levels).items())])
+
+
+def kinds_key(sheet: Sheet, study: Study) -> None:
+    """The key of a figure of fronts: every kind, its line and its marker."""
+    styles = {kind: study.styles[kind] for kind in study.kinds()}
+    sheet.legend([(kind, study.colours[kind], style.dash, style.marker) for kind, style in styles.items()])
 
 
 def level_dashes(levels: Sequence[str]) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from train.report.figures.draw import averaged_points, key_width, learners_key
+from train.report.figures.draw import averaged_points, key_width, kinds_key, learners_key
 from train.report.figures.sheet import Axes, Curve, Row, Sheet, title_of
 from train.report.figures.study import Group, Read, Study, Summary, figure_of, summary
 from train.report.runs import Record
@@ -18,6 +19,7 @@ BASELINES = ("batchtopk", "topk", "standard")  # flat variants whose curves have
 REFERENCES = ("mean", "pca", "identity")  # not trained: they do not set the scale of an axis
 REMARK = "Points: means over seeds, bars and bands (flat baselines): 95 % intervals over seeds (Student's t)."
 HEIGHT = 4.2
+SPREAD = 1.5  # L0s that differ by more than this factor have a logarithmic axis
 
 
 def l0_fronts(study: Study) -> Sheet:
@@ -28,7 +30,7 @@ def l0_fronts(study: Study) -> Sheet:
     front(sheet, axes, study, l0, "heldout", "explained_variance", "explained variance")
     axes = sheet.panel(0, 1, "Cross-entropy loss score, SAE in the model")
     front(sheet, axes, study, figure_of("core", "l0"), "core", "ce_loss_score", "score, 1: as the clean model")
-    learners_key(sheet, study)
+    kinds_key(sheet, study)
     return sheet
 
 
@@ -77,10 +79,8 @@ def front(sheet: Sheet, axes: Axes, study: Study, l0: Read, suite: str, name: st
             draw_front(axes, study, kind, drawn[-1])
     if not drawn:
         return sheet.nothing(axes, "; ".join(dict.fromkeys(filter(None, reasons))), row=False)
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    sheet.label(axes, "L0, latents active per token (log scale)", unit)
-    note_outside(axes, [place for places in drawn for place in places])
+    sheet.label(axes, "L0, latents active per token", unit)
+    fit_to_trained(axes, [place for places in drawn for place in places])
     return None
 
 
@@ -99,19 +99,26 @@ def draw_front(axes: Axes, study: Study, kind: str, places: Sequence[Place]) -> 
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def note_outside(axes: Axes, places: Sequence[Place]) -> None:
-    """Scale the axis by trained variants, and tell which references lie outside."""
-    trained = [place.y.value for place in places if place.group.records[0].variant not in REFERENCES]
-    values = [value for value in trained if value is not None]
-    if not values:
-        return
+def fit_to_trained(axes: Axes, places: Sequence[Place]) -> None:
+    """Scale the axes by trained variants, and tell which references lie outside."""
+    trained = [place for place in places if place.group.records[0].variant not in REFERENCES] or list(places)
+    left, right = min(place.x for place in trained), max(place.x for place in trained)
+    if right > SPREAD * left:
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.set_xlabel(f"{axes.get_xlabel()} (log scale)")
+    axes.set_xlim(left / 1.12, right * 1.12)
+    values = [place.y.value for place in trained if place.y.value is not None]
     room = 0.12 * max(max(values) - min(values), 0.02)
     low, high = min(values) - room, max(values) + room
     axes.set_ylim(low, high)
-    outside = [p for p in places if p.y.value is not None and not low <= p.y.value <= high]
+    outside = [
+        f"{place.group.label} ({place.x:.3g}, {place.y.value:.3g})"
+        for place in places
+        if place.y.value is not None and not (low <= place.y.value <= high and left / 1.12 <= place.x <= right * 1.12)
+    ]
     if outside:
-        text = ", ".join(f"{p.group.label} {p.y.value:.3g}" for p in outside)
-        axes.annotate(f"outside: {text}", (0.02, 0.02), xycoords="axes fraction", fontsize=7, wrap=True)
+        axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(f"outside: {', '.join(outside)}", 62)]))
 
 
 def over_lags(sheet: Sheet, axes: Axes, study: Study) -> None:

@@ -144,6 +144,9 @@ def pareto(sheet: Sheet, axes: Axes, study: Study, suite: str, column: str, rise
     axes.axvline(SMALL, color=NEUTRAL, linestyle="dotted", linewidth=1)
     axes.set_xscale("symlog", linthresh=SMALL)
     axes.set_yscale("symlog", linthresh=SMALL)
+    places = np.concatenate([line.get_xydata() for line in axes.lines[:-1]])  # the last is the one just drawn
+    axes.set_xlim(left=min(places[:, 0].min() * 1.2, -SMALL / 5))
+    axes.set_ylim(bottom=min(places[:, 1].min() * 1.2, -SMALL / 5))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:.3g}")
     sheet.label(axes, "retain: relative rise, symmetric log", "forget: relative rise, symmetric log")
@@ -156,7 +159,8 @@ def draw_points(axes: Axes, study: Study, group: Group, kind: str, points: Seque
     if kind == "pareto":
         order = np.argsort(x)
         style, x, y = study.styles[group.label], np.take(x, order).tolist(), np.take(y, order).tolist()
-        axes.plot(x, y, color=colour, linestyle=style.dash, marker=style.marker, markersize=4)
+        marker = style.marker if len(study.groups) <= FEW else ""
+        axes.plot(x, y, color=colour, linestyle=style.dash, marker=marker, markersize=4)
     elif len(study.groups) <= FEW:
         axes.plot(x, y, "." if kind == "settings" else "x", color=colour, markersize=4, alpha=0.35)
 

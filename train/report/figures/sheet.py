@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from common.console import format_cell
 from common.files import write_file
@@ -119,7 +119,7 @@ class Sheet:
         rect = (0.0, FOOTER / height, self.beside, 1 - (HEADER + FOOTER) / height)
         self.figure.set_layout_engine("constrained", rect=rect, w_pad=0.12, h_pad=0.1)
         self.grid = self.figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
-        wide = int(width * 11)  # characters of the small lines that fit
+        wide = int(width * 14)  # characters of the small lines that fit
         self.figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=14, fontweight="bold", va="top")
         self.figure.text(
             0.12 / width, 1 - 0.46 / height, shortened(subtitle, wide), fontsize=9, color=NEUTRAL, va="top"
@@ -222,7 +222,11 @@ class Sheet:
         values = [value for curve in drawn for value in curve.y if math.isfinite(value)]
         if values and not zero and min(values) > 0 and max(values) > CURVE_ORDERS * min(values):
             axes.set_yscale("log")
-            y += " (log scale)"
+            decades = math.log10(max(values) / min(values))
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            y = f"{y} (log scale)".strip()
         self.label(axes, x, y)
         if x == "step":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -257,13 +261,16 @@ class Sheet:
         """A small key inside a panel: what its line styles stand for."""
         handles = [Line2D([], [], color=NEUTRAL, linestyle=dash, linewidth=1.3) for dash in dashes.values()]
         if handles:
-            axes.legend(handles, list(dashes), fontsize=7, frameon=False, loc="best", handlelength=2.6)
+            axes.legend(handles, list(dashes), fontsize=7, edgecolor="none", framealpha=0.8, handlelength=2.6)
 
-    def legend(self, entries: Sequence[tuple[str, str, Any]]) -> None:
-        """A key at the right of all panels: label, colour and dash of each."""
+    def legend(self, entries: Sequence[tuple[str, str, Any, str]]) -> None:
+        """A key at the right of all panels: label, colour, dash and marker of each."""
         if not entries:
             return
-        handles = [Line2D([], [], color=colour, linestyle=dash, linewidth=1.8) for _, colour, dash in entries]
+        handles = [
+            Line2D([], [], color=colour, linestyle=dash, linewidth=1.8, marker=marker or None, markersize=5)
+            for _, colour, dash, marker in entries
+        ]
         labels = [shortened(label, LONGEST) for label, *_ in entries]
         height = self.figure.get_size_inches()[1]
         columns = math.ceil(len(entries) / max(int((height - HEADER - FOOTER) / KEY_LINE), 1))

@@ -69,7 +69,8 @@ class Study:
     @property
     def subtitle(self) -> str:
         """What was run: `runs/demo: 3 learners · demo blocks.2.hook_resid_post · 500 steps of 1,024 tokens`."""
-        runs = list(dict.fromkeys(str(record.run) for record in self.records))
+        folders = dict.fromkeys(record.run.resolve() for record in self.records)
+        runs = [f"{folder.parent.name}/{folder.name}" for folder in folders]
         shown = ", ".join(runs[:3]) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
         n = len(self.records)
         sources = " + ".join(dict.fromkeys(record.source for record in self.records))
