@@ -10,12 +10,14 @@ from common.files import write_json
 from train.evaluate.cost import COST_METRICS, cost
 from train.evaluate.heldout import HELDOUT_METRICS, heldout
 from train.evaluate.interp import INTERP_METRICS, interp
+from train.evaluate.latents import LATENTS_METRICS, latents
 from train.evaluate.probe import PROBE_METRICS, probe
 from train.evaluate.subject import Evaluation, Subject
 from train.evaluate.temporal import TEMPORAL_METRICS, temporal
 
 SUITES: dict[str, Callable[[Subject], Evaluation]] = {
     "heldout": heldout,
+    "latents": latents,
     "temporal": temporal,
     "cost": cost,
     "probe": probe,
@@ -23,6 +25,7 @@ SUITES: dict[str, Callable[[Subject], Evaluation]] = {
 }
 METRICS: dict[str, dict[str, str]] = {
     "heldout": HELDOUT_METRICS,
+    "latents": LATENTS_METRICS,
     "temporal": TEMPORAL_METRICS,
     "cost": COST_METRICS,
     "probe": PROBE_METRICS,
