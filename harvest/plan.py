@@ -92,9 +92,8 @@ def make_plan(config: HarvestConfig) -> Plan:
             existing.identity["model_dtype"] if existing else ("float32" if device.type == "cpu" else "bfloat16")
         )
     model = load_model(source, str(device), model_dtype, config.tokenizer)
-    limit = getattr(model.bridge.cfg, "n_ctx", None)
-    if limit and config.context > limit:
-        raise ConfigError(f"--context {config.context}: {config.model} takes at most {limit} tokens.")
+    if model.context is not None and config.context > model.context:
+        raise ConfigError(f"--context {config.context}: {config.model} takes at most {model.context} tokens.")
     names = [RESID_POST.format(layer=layer) for layer in config.layer] + list(config.hook)
     hooks = [model.resolve_hook(name) for name in dict.fromkeys(names)]
     widths = measure_widths(model, hooks)

@@ -12,6 +12,8 @@ from common.console import emit_json, say, table
 from common.options import options_from
 from train.config import EvalConfig
 
+SIDE_BY_SIDE = 8  # learners in a table: more do not fit on a page
+
 
 @click.command(name="eval")
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
@@ -32,8 +34,19 @@ def evaluate(stop: Any, /, runs: tuple[Path, ...], as_json: bool, **flags: Any) 
         emit_json(results)
         return
     for name in dict.fromkeys(result["suite"] for result in results):
-        chosen = [result for result in results if result["suite"] == name]
-        columns = list(chosen[0]["metrics"])
-        table(f"suite {name}", ("learner", *columns), [(r["learner"], *r["metrics"].values()) for r in chosen])
-        for reason in dict.fromkeys(reason for result in chosen for reason in result["reasons"].values()):
-            say(f"– {reason}")
+        print_suite(name, [result for result in results if result["suite"] == name])
+
+
+def print_suite(name: str, results: list[dict[str, Any]]) -> None:
+    """A table with a row for each metric and a column for each learner, then why some have no figure."""
+    several = len({result["run"] for result in results}) > 1
+    for start in range(0, len(results), SIDE_BY_SIDE):
+        shown = results[start : start + SIDE_BY_SIDE]
+        learners = [f"{Path(r['run']).name}/{r['learner']}" if several else r["learner"] for r in shown]
+        rows = [(metric, *(result["metrics"][metric] for result in shown)) for metric in shown[0]["metrics"]]
+        table(f"suite {name}", ("metric", *learners), rows)
+    reasons: dict[str, list[str]] = {}
+    for metric, reason in (pair for result in results for pair in result["reasons"].items()):
+        reasons.setdefault(reason, []).append(metric)
+    for reason, metrics in reasons.items():
+        say(f"– {', '.join(dict.fromkeys(metrics))}: {reason}")

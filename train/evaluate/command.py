@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from common.console import Progress
 from common.device import resolve_device
 from common.errors import ConfigError, StoreError, nearest
 from common.files import read_json
@@ -35,12 +37,27 @@ def evaluate_runs(runs: list[Path], config: EvalConfig, stop: Stop) -> list[dict
         if name not in SUITES:
             raise ConfigError(f"--suite {name}: no such suite.{nearest(name, SUITES)}")
     models = Models(resolve_device(config.device))
-    results = []
-    for folder in learner_folders(runs):
+    results: list[dict[str, Any]] = []
+    folders = learner_folders(runs)
+    progress = Progress("eval", len(folders) * len(config.suites()))
+    for folder in folders:
         with subject_of(folder, config, models, stop) as subject:
             for name in config.suites():
-                results.append(write_evaluation(folder, name, SUITES[name](subject), config.max_tokens))
+                told = teller(progress, len(results), f"{name} of {folder.name}")
+                found = SUITES[name](replace(subject, tell=told))
+                results.append(write_evaluation(folder, name, found, config.max_tokens))
+    progress.close(len(results), f"{len(results)} results")
     return results
+
+
+def teller(progress: Progress, done: int, what: str) -> Callable[[int], None]:
+    """Draws `eval 25 % · heldout of topk · 8,192 tokens`; once at the start too."""
+
+    def tell(tokens: int) -> None:
+        progress.update(done, f"{what} · {tokens:,} tokens")
+
+    progress.update(done, what)
+    return tell
 
 
 def learner_folders(runs: list[Path]) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,6 +91,7 @@ class Subject:
         folder: the learner's.
         sae: raw units, on `device`, in evaluation mode.
         facts: `sae/config.json`.
+        tell: is told how many held-out tokens a pass has gone through.
     """
 
     folder: Path
@@ -101,6 +102,7 @@ class Subject:
     device: torch.device
     models: Models
     stop: Stop
+    tell: Callable[[int], None] = lambda tokens: None
 
     @property
     def store(self) -> Store:
@@ -119,10 +121,12 @@ class Subject:
         Raises:
             Interrupted: asked to stop.
         """
-        across = window is not None
+        across, tokens = window is not None, 0
         for batch in self.batches.held_out(window or self.sae.window, self.config.max_tokens, across=across):
             self.refuse_when_stopped()
             yield batch
+            tokens += batch.n_valid
+            self.tell(tokens)
 
     def refuse_when_stopped(self) -> None:
         """Raises:

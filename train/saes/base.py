@@ -102,6 +102,7 @@ class SAE(nn.Module, ABC):
         foldable: whether the input scale can move into the weights; if not, it is kept and applied.
         plain: options with which the variant is flat BatchTopK, for the tests; None where there are none.
         trained: whether gradient steps make it what it is; a reference has none, and no monitor ends it.
+        sees_past: whether the tokens before have a say in a token's latents or reconstruction.
     """
 
     variant: ClassVar[str]
@@ -112,6 +113,7 @@ class SAE(nn.Module, ABC):
     foldable: ClassVar[bool] = True
     plain: ClassVar[Mapping[str, Any] | None] = None
     trained: ClassVar[bool] = True
+    sees_past: ClassVar[bool] = False
 
     W_enc: Tensor
     W_dec: Tensor
@@ -165,6 +167,10 @@ class SAE(nn.Module, ABC):
     def groups(self) -> dict[str, slice]:
         """Latents of levels or time scales by name, in the order of the variant's own text; {} for a flat SAE."""
         return {}
+
+    def direct_encoder(self) -> Float[Tensor, "D L"]:
+        """What the token itself is multiplied with, as against its past or other latents."""
+        return self.W_enc
 
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:

@@ -208,14 +208,16 @@ class Compositional(SAE):
     def groups(self) -> dict[str, slice]:
         return dict(zip(("low", "mid", "high"), self.places, strict=True))
 
+    def direct_encoder(self) -> Float[Tensor, "D L"]:
+        if self.config.encoder != "comp_only":
+            return self.W_enc
+        return torch.cat([torch.zeros_like(self.W_enc[:, : self.n_upper]), self.W_enc[:, self.n_upper :]], dim=1)
+
     def levels(
         self, batch: Batch, compositions: tuple[Tensor, Tensor], clock: Clock | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Rectified pre-activations and codes, level by level from low to high."""
-        W_enc = self.W_enc
-        if self.config.encoder == "comp_only":
-            W_enc = torch.cat([torch.zeros_like(W_enc[:, : self.n_upper]), W_enc[:, self.n_upper :]], dim=1)
-        direct = pre_activations(batch.x, W_enc, self.b_enc, self.b_dec)
+        direct = pre_activations(batch.x, self.direct_encoder(), self.b_enc, self.b_dec)
         u: list[Tensor] = []
         f: list[Tensor] = []
         for level, place in enumerate(self.places):

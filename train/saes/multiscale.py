@@ -84,6 +84,7 @@ class MultiScale(SAE):
     """
 
     variant = "multiscale"
+    sees_past = True
     Config = MultiScaleConfig
     config: MultiScaleConfig
     plain = {"convolution": "none", "sparsity": "joint", "lambda_scale": 0.0, "lambda_sep": 0.0}

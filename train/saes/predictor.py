@@ -42,6 +42,7 @@ class Predictor(SAE):
     """See the module's formula."""
 
     variant = "predictor"
+    sees_past = True
     Config = PredictorConfig
     config: PredictorConfig
     plain = {"rank": 0}

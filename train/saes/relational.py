@@ -103,6 +103,7 @@ class Relational(SAE):
     """
 
     variant = "relational"
+    sees_past = True
     Config = RelationalConfig
     config: RelationalConfig
     foldable = False
