@@ -13,6 +13,7 @@ from common.options import options_from
 from train.config import EvalConfig
 
 SIDE_BY_SIDE = 8  # learners in a table: more do not fit on a page
+NAMED = 3  # metrics that one reason is given for
 
 
 @click.command(name="eval")
@@ -45,8 +46,9 @@ def print_suite(name: str, results: list[dict[str, Any]]) -> None:
         learners = [f"{Path(r['run']).name}/{r['learner']}" if several else r["learner"] for r in shown]
         rows = [(metric, *(result["metrics"][metric] for result in shown)) for metric in shown[0]["metrics"]]
         table(f"suite {name}", ("metric", *learners), rows)
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for metric, reason in (pair for result in results for pair in result["reasons"].items()):
-        reasons.setdefault(reason, []).append(metric)
+        reasons.setdefault(reason, {})[metric] = None
     for reason, metrics in reasons.items():
-        say(f"– {', '.join(dict.fromkeys(metrics))}: {reason}")
+        named, more = list(metrics)[:NAMED], len(metrics) - NAMED
+        say(f"– {', '.join(named)}{f' and {more} more' if more > 0 else ''}: {reason}")

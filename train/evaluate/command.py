@@ -46,7 +46,7 @@ def evaluate_runs(runs: list[Path], config: EvalConfig, stop: Stop) -> list[dict
                 told = teller(progress, len(results), f"{name} of {folder.name}")
                 found = SUITES[name](replace(subject, tell=told))
                 results.append(write_evaluation(folder, name, found, config.max_tokens))
-    progress.close(len(results), f"{len(results)} results")
+    progress.close(len(results), f"results: {len(results)}")
     return results
 
 

@@ -46,7 +46,7 @@ def test_each_suite_leaves_its_file_and_the_last_line_counts_them(
         "heldout.json",
     ]
     assert results[1]["metrics"]["ce_loss_without_sae"] == results[3]["metrics"]["ce_loss_without_sae"]
-    assert capsys.readouterr().err == "eval 100 % · 4 results\n"
+    assert capsys.readouterr().err == "eval 100 % · results: 4\n"
 
 
 def test_a_long_suite_tells_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +81,11 @@ def test_a_table_has_a_row_for_each_metric_and_a_column_for_each_learner(capsys:
     shown = capsys.readouterr()
     assert cells(shown.out) == [["metric", "topk", "gated"], ["l0", "12.5", "12.5"], ["score", "–", "–"]]
     assert shown.err == f"– score: {gone}\n– l0: dead\n"
+
+
+def test_a_reason_of_many_metrics_names_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    print_suite("core", [result("topk", reasons=dict.fromkeys("abcde", "gone"))])
+    assert capsys.readouterr().err == "– a, b, c and 2 more: gone\n"
 
 
 def test_learners_of_several_runs_are_told_apart(capsys: pytest.CaptureFixture[str]) -> None:
