@@ -99,8 +99,6 @@ def interp(subject: Subject) -> Evaluation:
     if not chosen:
         none = f"no latent is active on {LEAST_ACTIVE} of the held-out tokens looked at"
         reasons |= dict.fromkeys(("contexts", *PROXIES, *[f"{name}_random" for name in NULLS]), none)
-    if "judged" in judge_reasons:
-        metrics["judged"] = None
     reasons |= judge_reasons
     more = {
         "groups": {
@@ -174,15 +172,17 @@ def judged(subject: Subject, sample: Sample, chosen: list[int]) -> tuple[dict[in
         try:
             exams = exams_of(subject, sample, chosen)
         except ConfigError as error:  # no tokenizer
-            return {}, {"judge_score": str(error)}
+            return {}, dict.fromkeys(("judged", "judge_score"), str(error))
         verdicts = {}
         progress = Progress(f"judge {subject.folder.name}", len(exams))
         for verdict in examine_all(judge, exams, subject.folder / "eval" / CACHE):
             verdicts[verdict.latent] = verdict
             progress.update(len(verdicts), f"{len(verdicts)} of {len(exams)} latents")
             subject.refuse_when_stopped()
-    if not any(verdict.score is not None for verdict in verdicts.values()):
-        return verdicts, {"judge_score": "no latent was judged: too few places of each, or no answer that can be read"}
+    if not verdicts:
+        return {}, dict.fromkeys(("judged", "judge_score"), "no latent has enough passages that do not overlap")
+    if all(verdict.score is None for verdict in verdicts.values()):
+        return verdicts, {"judge_score": "the judge gave no answer that can be read"}
     return verdicts, {}
 
 
@@ -234,7 +234,7 @@ def medians(looked: Sequence[Looked], verdicts: dict[int, Verdict]) -> dict[str,
         "contexts": median([one.contexts for one in looked]),
         **{name: median([one.figures[name] for one in looked]) for name in PROXIES},
         **{f"{name}_random": median([one.random[name] for one in looked]) for name in NULLS},
-        "judged": len(scores),
+        "judged": len(scores) if verdicts else None,
         "judge_score": float(np.mean(scores)) if scores else None,
     }
 

@@ -99,7 +99,7 @@ def test_judge_scores_latents_and_goes_on_after_a_stop(store: Store, tmp_path: P
     scored = [row["judge"] for row in found.more["latents"] if "judge" in row]
     assert found.metrics["judge_score"] == pytest.approx(np.mean([judged["score"] for judged in scored]))
     assert {judged["explanation"] for judged in scored} == {"letters"}
-    assert sum(group["judged"] for group in found.more["groups"].values()) == 3
+    assert sum(group["judged"] or 0 for group in found.more["groups"].values()) == 3
     low, high = found.more["intervals"]["judge_score"]
     assert low <= found.metrics["judge_score"] <= high
     assert found.more["judge"] == {"address": server.address, "model": "owl"}
@@ -113,7 +113,7 @@ def test_unreadable_answers_are_a_problem_and_no_score(store: Store, tmp_path: P
     with chat(lambda *_: Reply("hard to say")) as server:
         found = interp(subject(store, tmp_path, judge=server.address, judge_model="owl", judge_latents=1))
     assert (found.metrics["judged"], found.metrics["judge_score"]) == (0, None)
-    assert "no latent was judged" in found.reasons["judge_score"]
+    assert found.reasons == {"judge_score": "the judge gave no answer that can be read"}
     (row,) = [row for row in found.more["latents"] if "judge" in row]
     assert "named no passages" in row["judge"]["problem"]
 
@@ -135,3 +135,12 @@ def test_waiting_for_a_judge_ends_when_asked_to_stop(store: Store, tmp_path: Pat
 def test_median_is_of_those_that_there_are() -> None:
     assert median([1.0, None, 4.0, 2.0]) == 2.0
     assert median([None]) is None
+
+
+def test_latents_with_too_few_passages_are_not_asked_about(store: Store, tmp_path: Path, key: None) -> None:
+    this = subject(store, tmp_path, judge="http://127.0.0.1:1/v1", judge_model="owl")
+    this = replace(this, config=this.config.model_copy(update={"max_tokens": 200}))
+    found = interp(this)  # nobody is at that address: asking would fail
+    assert found.metrics["latents"] > 0
+    assert found.reasons["judge_score"] == "no latent has enough passages that do not overlap"
+    assert found.metrics["judged"] is None
