@@ -16,7 +16,9 @@ from common.errors import ConfigError, StoreError
 from tests.train.report.made import CORE, EVALS, evaluation, line_of, made_learner, made_run
 from train.cli import cli
 from train.report.figures import FIGURES, make_study, plot, sheet
-from train.report.figures.sheet import Row, Sheet, number, shortened
+from train.report.figures.scales import number, shortened
+from train.report.figures.shapes import Row
+from train.report.figures.sheet import Sheet
 from train.report.palette import HUES
 from train.report.runs import read_records
 
@@ -278,6 +280,19 @@ def test_many_learners_fit(tmp_path: Path) -> None:
     assert found["reconstruction_metrics"].figure.get_size_inches()[1] > 4
 
 
+def test_a_loss_that_blew_up_does_not_hide_the_others(tmp_path: Path) -> None:
+    wild = made_learner("wild", "standard", loss=1e24, state="diverged", reason="too wild", steps=20)
+    found = sheets_of(made_run(tmp_path, wild, *(made_learner(name, name) for name in ("topk", "tree"))))
+    total = found["training_curves"].figure.axes[2]
+    assert total.get_ylim()[1] < 1e4
+    assert "cut off" in total.get_ylabel()
+    bars = found["final_loss_comparison"].figure.axes[0]
+    assert bars.get_xlim()[1] < 1
+    assert "1,000,000,000,000,000,000,000,000 diverged" not in texts(found["final_loss_comparison"])
+    assert "1e+24 diverged at step 20 (cut off)" in texts(found["final_loss_comparison"])
+    assert max(row.value or 0 for row in found["final_loss_comparison"].rows) == 1e24
+
+
 # ---- words ---------------------------------------------------------------------------------------------------------
 
 
@@ -285,5 +300,6 @@ def test_numbers_and_names_are_short() -> None:
     assert number(0.83591, 0.0031) == "0.8359 ± 0.0031"
     assert number(10019.4, 1800.0) == "10,019 ± 1,800"
     assert number(500.0) == "500"
+    assert number(8.125e23) == "8.12e+23"
     assert shortened("contrastive-k16-seed2", 12) == "contrast…ed2"
     assert shortened("short", 12) == "short"

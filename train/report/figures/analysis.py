@@ -22,7 +22,8 @@ from train.report.figures.draw import (
     step_curves,
     value_of,
 )
-from train.report.figures.sheet import Axes, Curve, Row, Sheet, title_of
+from train.report.figures.shapes import Curve, Row
+from train.report.figures.sheet import Axes, Sheet, title_of
 from train.report.figures.study import Group, Study
 from train.report.figures.training import FEW, LOSS
 
@@ -58,9 +59,10 @@ def training_analysis(study: Study) -> Sheet:
     sheet.curves(axes, curves, "step", "share of latents", NO_LINES, zero=True)
     last_parts(sheet, sheet.panel(1, 0, "Parts of the loss in the last tenth"), study)
     axes = sheet.panel(1, 1, "Steps completed")
-    group_bars(sheet, axes, study, lambda r: (float(r.steps), ""), "steps", mark=asked, names=False)
+    steps, time = (lambda r: (float(r.steps), "")), (lambda r: (r.seconds or None, "not ended: no time yet"))
+    group_bars(sheet, axes, study, steps, "steps", mark=asked, names=False, linear=True)
     axes = sheet.panel(1, 2, "Wall time of own steps")
-    group_bars(sheet, axes, study, lambda r: (r.seconds or None, "not ended: no time yet"), "seconds", names=False)
+    group_bars(sheet, axes, study, time, "seconds", names=False, linear=True)
     inside(sheet, study, families)
     learners_key(sheet, study, parts)
     return sheet

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from train.report.figures.sheet import KEY_LINE, LONGEST, Axes, Bar, Curve, Row, Sheet, title_of
+from train.report.figures.scales import LONGEST
+from train.report.figures.shapes import Bar, Curve, Row
+from train.report.figures.sheet import KEY_LINE, Axes, Sheet, title_of
 from train.report.figures.study import Group, Read, Study, Summary, summary
 from train.report.palette import NEUTRAL
 
@@ -64,6 +66,7 @@ def group_bars(
     name: str = "",
     mark: Callable[[Group], float | None] = lambda group: None,
     names: bool = True,
+    linear: bool = False,
 ) -> None:
     """A bar for each group: the mean over its seeds with its interval, and the rows behind it."""
     bars = []
@@ -77,7 +80,7 @@ def group_bars(
             )
         )  # fmt: skip
         sheet.rows += rows_of(title_of(axes), group, found, mark(group))
-    sheet.bars(axes, bars, unit, names)
+    sheet.bars(axes, bars, unit, names, linear)
 
 
 def rows_of(panel: str, group: Group, found: Summary, mark: float | None = None) -> list[Row]:

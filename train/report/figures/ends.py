@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from train.report.figures.draw import bars_height, group_bars, seeds_remark
-from train.report.figures.sheet import Bar, Row, Sheet
+from train.report.figures.shapes import Bar, Row
+from train.report.figures.sheet import Sheet
 from train.report.figures.study import Read, Study, figure_of
 from train.report.palette import natural
 from train.report.runs import Record
@@ -55,7 +56,7 @@ def learners_sheet(
             bars.append(Bar(label, study.colours[group.label], value, mark=mark, text=text))
             note = text if mark is None else f"of {mark:g}; {text}"
             sheet.rows.append(Row(panel, group.label, record.name, value=value, note=note))
-    sheet.bars(axes, bars, unit)
+    sheet.bars(axes, bars, unit, linear=unit == "steps")
     return sheet
 
 
@@ -72,5 +73,6 @@ def run_comparison(study: Study) -> Sheet:
     for column, (title, (read, unit)) in enumerate(panels.items()):
         suite, name = ("heldout", "explained_variance") if "variance" in title else ("", "")
         axes = sheet.panel(0, column, title)
-        group_bars(sheet, axes, study, read, unit, suite=suite, name=name, names=column == 0)
+        linear = unit in ("steps", "tokens per second")
+        group_bars(sheet, axes, study, read, unit, suite=suite, name=name, names=column == 0, linear=linear)
     return sheet

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from train.report.figures.draw import averaged_points, key_width, kinds_key, learners_key
-from train.report.figures.sheet import Axes, Curve, Row, Sheet, title_of
+from train.report.figures.shapes import Curve, Row
+from train.report.figures.sheet import Axes, Sheet, title_of
 from train.report.figures.study import Group, Read, Study, Summary, figure_of, summary
 from train.report.runs import Record
 

@@ -8,7 +8,9 @@ import numpy as np
 
 from train.report.figures.draw import averaged_points, curves_height, key_width, learners_key
 from train.report.figures.fronts import first_few
-from train.report.figures.sheet import Axes, Curve, Row, Sheet, shortened, title_of
+from train.report.figures.scales import shortened
+from train.report.figures.shapes import Curve, Row
+from train.report.figures.sheet import Axes, Sheet, title_of
 from train.report.figures.study import Group, Study
 from train.report.figures.training import FEW
 from train.report.palette import NEUTRAL

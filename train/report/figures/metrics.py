@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from train.report.figures.draw import bars_height, group_bars, seeds_remark
-from train.report.figures.sheet import Row, Sheet, title_of
+from train.report.figures.shapes import Row
+from train.report.figures.sheet import Sheet, title_of
 from train.report.figures.study import Group, Study, figure_of, summary
 
 EXPLAINED = ("Explained variance", "heldout", "explained_variance", "share")

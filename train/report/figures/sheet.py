@@ -10,7 +10,7 @@ import io
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,77 +20,18 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from common.console import format_cell
 from common.files import write_file
+from train.report.figures.scales import LONGEST, ends_of, limit_of, number, shortened
+from train.report.figures.shapes import Bar, Curve, Row
 from train.report.palette import HUES, MARKERS, NEUTRAL
 
 DPI = 150
 HEADER, FOOTER = 0.72, 0.3  # inches for the title and for the remark at the foot
 ORDERS, CURVE_ORDERS = 30.0, 8.0  # positive values that differ by more than this have a logarithmic axis
-LONGEST = 26  # characters of a learner's name in a figure; the CSV has all of it
 KEY_LINE = 0.19  # inches of a line of the key
 MANY = 8  # lines from which on they are thin
 
-
-@dataclass(frozen=True)
-class Row:
-    """A number of a figure.
-
-    Attributes:
-        panel: title of the panel.
-        series: the group's label.
-        learner: of a single learner's value; empty for what is drawn of the group: its mean.
-        x: place on the horizontal axis, where there is one; a step, an L0, a lag.
-        n: learners behind the value.
-        note: why there is no value, or what else is to be said.
-    """
-
-    panel: str
-    series: str
-    learner: str = ""
-    x: float | str | None = None
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    n: int = 1
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """One bar of a panel.
-
-    Attributes:
-        each: single values, drawn as dots where there are several.
-        mark: a value aimed at, drawn across the bar.
-        text: what stands at its end beside the number, or why there is no number.
-    """
-
-    label: str
-    colour: str
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    each: Sequence[float] = ()
-    mark: float | None = None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One line of a panel, with a band from the lowest to the highest, if there is one."""
-
-    label: str
-    colour: str
-    x: Sequence[float]
-    y: Sequence[float]
-    band: tuple[Sequence[float], Sequence[float]] | None = None
-    dash: Any = "solid"
-    marker: str = ""
-    thin: bool = False
-
-
-__all__ = ["KEY_LINE", "LONGEST", "Axes", "Bar", "Curve", "Row", "Sheet", "shortened", "title_of"]
+__all__ = ["KEY_LINE", "Axes", "Sheet", "title_of"]
 
 
 class Sheet:
@@ -154,15 +95,19 @@ class Sheet:
         if row:
             self.rows.append(Row(title_of(axes), "", note=why))
 
-    def bars(self, axes: Axes, bars: Sequence[Bar], unit: str, names: bool = True) -> None:
-        """Horizontal bars, the first one on top, each with its number; `names` on the left."""
+    def bars(self, axes: Axes, bars: Sequence[Bar], unit: str, names: bool = True, linear: bool = False) -> None:
+        """Horizontal bars, the first one on top, each with its number; `names` on the left.
+
+        Logarithmic where positive values span orders, unless `linear`.
+        """
         if all(bar.value is None for bar in bars):
             return self.nothing(axes, "; ".join(dict.fromkeys(bar.text for bar in bars if bar.text)) or "no data")
         values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.mark, *bar.each) if v is not None]
-        logarithmic = min(values) > 0 and max(values) > ORDERS * min(values)
+        values = [value for value in values if abs(value) <= limit_of(values)]
+        logarithmic = not linear and min(values) > 0 and max(values) > ORDERS * min(values)
         start = min(values) / 2 if logarithmic else 0.0
         for place, bar in enumerate(bars):
-            self._bar(axes, place, bar, start)
+            self._bar(axes, place, bar, start, min(values), max(values))
         if logarithmic:
             axes.set_xscale("log")
             axes.set_xlim(start, max(values) * (max(values) / start) ** 0.45)
@@ -179,14 +124,15 @@ class Sheet:
         axes.set_axisbelow(True)
         return None
 
-    def _bar(self, axes: Axes, place: int, bar: Bar, start: float) -> None:
+    def _bar(self, axes: Axes, place: int, bar: Bar, start: float, least: float, most: float) -> None:
         if bar.value is None:
             axes.annotate(
                 shortened(bar.text or "no data", 44), (0.01, place), xycoords=axes.get_yaxis_transform(), va="center",
                 fontsize=7.5, style="italic", color=NEUTRAL,
             )  # fmt: skip
             return
-        axes.barh(place, bar.value - start, left=start, height=0.62, color=bar.colour, alpha=0.85)
+        reach = min(max(bar.value, min(least, start)), most)
+        axes.barh(place, reach - start, left=start, height=0.62, color=bar.colour, alpha=0.85)
         if bar.low is not None and bar.high is not None:
             axes.hlines(place, bar.low, bar.high, color="black", linewidth=1.2)
         if len(bar.each) > 1:
@@ -195,9 +141,10 @@ class Sheet:
             )
         if bar.mark is not None:
             axes.vlines(bar.mark, place - 0.45, place + 0.45, color="black", linewidth=1.6, linestyle="dotted")
-        end = max(v for v in (bar.value, bar.high, bar.mark, start) if v is not None)
+        end = min(max(v for v in (bar.value, bar.high, bar.mark, start) if v is not None), most)
         half = (bar.high - bar.low) / 2 if bar.low is not None and bar.high is not None else 0.0
-        text = f"{number(bar.value, half)} {bar.text}".rstrip()
+        beyond = "" if reach == bar.value else "(cut off)"
+        text = " ".join(filter(None, [number(bar.value, half), bar.text, beyond]))
         axes.annotate(
             shortened(text, 48), (end, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=7.5
         )
@@ -220,13 +167,17 @@ class Sheet:
             if len(curve.x) == 1 and not curve.marker:
                 axes.plot(curve.x, curve.y, "o", color=curve.colour, markersize=4)
         values = [value for curve in drawn for value in curve.y if math.isfinite(value)]
-        if values and not zero and min(values) > 0 and max(values) > CURVE_ORDERS * min(values):
+        near = [value for value in values if abs(value) <= limit_of(values)]
+        if near and not zero and min(near) > 0 and max(near) > CURVE_ORDERS * min(near):
             axes.set_yscale("log")
-            decades = math.log10(max(values) / min(values))
+            decades = math.log10(max(near) / min(near))
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
             y = f"{y} (log scale)".strip()
+        if near and max(values) > max(near):
+            axes.set_ylim(*ends_of(near, axes.get_yscale()))
+            y = f"{y}, cut off"
         self.label(axes, x, y)
         if x == "step":
             axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -244,9 +195,13 @@ class Sheet:
             where, x = [place for place, _ in sort], [value for _, value in sort]
             colour, marker = HUES[place % len(HUES)], MARKERS[place % len(MARKERS)]
             axes.plot(x, where, marker, color=colour, markersize=5.5, label=name, linestyle="none", alpha=0.85)
-        if min(values) > 0 and max(values) > ORDERS * min(values):
+        near = [value for value in values if abs(value) <= limit_of(values)]
+        if min(near) > 0 and max(near) > ORDERS * min(near):
             axes.set_xscale("log")
             unit += " (log scale)"
+        if max(values) > max(near):
+            axes.set_xlim(*ends_of(near, axes.get_xscale()))
+            unit += ", cut off"
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_yticks(range(len(labels)), [shortened(label, LONGEST) for label in labels])
         axes.tick_params(axis="y", length=0)
@@ -261,7 +216,10 @@ class Sheet:
         """A small key inside a panel: what its line styles stand for."""
         handles = [Line2D([], [], color=NEUTRAL, linestyle=dash, linewidth=1.3) for dash in dashes.values()]
         if handles:
-            axes.legend(handles, list(dashes), fontsize=7, edgecolor="none", framealpha=0.8, handlelength=2.6)
+            size, columns = (7, 1) if len(handles) <= 6 else (6, 2)
+            axes.legend(
+                handles, list(dashes), fontsize=size, ncols=columns, edgecolor="none", framealpha=0.8, handlelength=2.6
+            )
 
     def legend(self, entries: Sequence[tuple[str, str, Any, str]]) -> None:
         """A key at the right of all panels: label, colour, dash and marker of each."""
@@ -304,19 +262,3 @@ def title_of(axes: Axes) -> str:
 def blank(row: dict[str, Any]) -> dict[str, Any]:
     """What is not a number as an empty cell."""
     return {key: "" if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-
-
-def number(value: float, half: float = 0.0) -> str:
-    """A number to four digits, with half its interval to the places that this leaves: `0.8359 ± 0.0031`."""
-    if not half:
-        return format_cell(value)
-    places = min(max(1 - math.floor(math.log10(half)), 0), 4)
-    return f"{value:,.{places}f} ± {half:,.{places}f}"
-
-
-def shortened(text: str, longest: int) -> str:
-    """A text without its middle where it is too long: `contrastive-…-seed2`."""
-    if len(text) <= longest:
-        return text
-    end = (longest - 1) // 3
-    return f"{text[: longest - 1 - end]}…{text[len(text) - end :]}"
