@@ -13,7 +13,7 @@ from torch import Tensor
 from common.models import Tokenizer
 from train.data.batch import Batch
 
-LEAST_DOCUMENTS = 32  # no document gives more than this share of a half: intervals are over documents
+LEAST_DOCUMENTS = 32  # in a half, if there are so many: intervals are over documents
 ENCODE_TOGETHER = 16
 
 
@@ -80,39 +80,58 @@ def split_halves(
 ) -> tuple[Passages, Passages]:
     """Every other document for the choice of latents, the rest to judge them on, about `max_tokens` each.
 
-    A document is cut into rows of `context`, each begun with BOS if there is one. It gives at most a thirty-second of
-    a half; what it has beyond is not used.
+    Of at least `LEAST_DOCUMENTS` documents a half, where there are so many; rows of a long one are spread over it.
     """
-    most = max(max_tokens // LEAST_DOCUMENTS, context - (bos is not None))
+    most = max(max_tokens // LEAST_DOCUMENTS, context)
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     filled = [0, 0]
     for number, tokens in enumerate(_encoded(texts, tokenizer)):
-        if min(filled) >= max_tokens:
-            break
         half = number % 2
         if filled[half] < max_tokens:
-            halves[half].append(tokens[:most])
-            filled[half] += len(halves[half][-1])
-    selection, evaluation = (rows_of(documents, context, bos, tokenizer.special) for documents in halves)
+            halves[half].append(tokens)
+            filled[half] += min(len(tokens), most)
+        if min(filled) >= max_tokens:
+            break
+    selection, evaluation = (rows_of(documents, context, bos, tokenizer.special, max_tokens) for documents in halves)
     return selection, evaluation
 
 
-def rows_of(documents: list[np.ndarray], context: int, bos: int | None, special: tuple[int, ...]) -> Passages:
-    """Documents' tokens as rows; a piece in which nothing is predicted is left out."""
+def rows_of(
+    documents: list[np.ndarray], context: int, bos: int | None, special: tuple[int, ...], max_tokens: int
+) -> Passages:
+    """Documents' tokens as rows, each begun with BOS if there is one, about `max_tokens` in all.
+
+    Where there are more, every document gives up to the same number of rows. A piece in which nothing is predicted is
+    left out.
+    """
     first = [] if bos is None else [bos]
     size = context - len(first)
-    rows: list[list[int]] = []
-    owners: list[int] = []
-    for tokens in documents:
-        pieces = [tokens[start : start + size] for start in range(0, len(tokens), size)]
-        kept = [[*first, *piece.tolist()] for piece in pieces if len(piece) > 1]
-        owners += [owners[-1] + 1 if owners else 0] * len(kept)
-        rows += kept
+    pieces = [
+        [tokens[start : start + size] for start in range(0, len(tokens) - 1, size)]  # not a last token alone
+        for tokens in documents
+        if len(tokens) > 1
+    ]
+    each = rows_each([len(of_one) for of_one in pieces], -(-max_tokens // size))
+    rows = [[*first, *piece.tolist()] for of_one in pieces for piece in spread(of_one, each)]
+    owners = [number for number, of_one in enumerate(pieces) for _ in spread(of_one, each)]
     padded = torch.zeros(len(rows), context, dtype=torch.int64)
     for number, row in enumerate(rows):
         padded[number, : len(row)] = torch.tensor(row)
     lengths = torch.tensor([len(row) for row in rows], dtype=torch.int64)
     return Passages(padded, lengths, torch.tensor(owners, dtype=torch.int64), special)
+
+
+def rows_each(counts: list[int], wanted: int) -> int:
+    """The least number n so that documents of `counts` rows, giving up to n each, come to `wanted`; else the most."""
+    most = max(counts, default=1)
+    return next((n for n in range(1, most) if sum(min(count, n) for count in counts) >= wanted), most)
+
+
+def spread(pieces: list[np.ndarray], n: int) -> list[np.ndarray]:
+    """At most `n` of a document's pieces, evenly from first to last."""
+    if len(pieces) <= n:
+        return pieces
+    return [pieces[i] for i in np.linspace(0, len(pieces) - 1, n).astype(int)]
 
 
 def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:

@@ -110,7 +110,7 @@ def as_rows(prompts: list[str], tokenizer: HfTokenizer) -> Passages:
     Raises:
         ConfigError: the tokenizer does not know the turns of Gemma.
     """
-    ids = tokenizer.encode(prompts)
+    ids = tokenizer.encode(prompts) if prompts else []
     if any(row[0] != tokenizer.bos or (row == tokenizer.bos).sum() != 1 for row in ids):
         raise ConfigError("--model: its tokenizer does not read <bos> at the head of a prompt. Is it Gemma's?")
     lengths = torch.tensor([len(row) for row in ids], dtype=torch.int64)

@@ -82,7 +82,7 @@ def evaluate_saebench(subject: Subject, config: UnlearnConfig) -> Evaluation:
     fill_delta_ce(metrics, reasons, patient, best, folder)
     described = describe(patient, list(latents), forget, retain, watch(patient, forget_rows, latents, by_token=True))
     points = front([1 - row["accuracy_forget"] for row in rows], [1 - row["accuracy_retain"] for row in rows])
-    more = {"model": patient.model.source.name, "settings": rows, "pareto": [rows[i] for i in points]}
+    more = {"model": patient.model.source.name, "settings": rows, "controls": [], "pareto": [rows[i] for i in points]}
     return Evaluation(metrics, reasons, {**more, "latents": described})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from common.models import ByteTokenizer
-from train.evaluate.unlearn.passages import Passages, rows_of, split_halves
+from train.evaluate.unlearn.passages import Passages, rows_each, rows_of, split_halves
 
 TOKENIZER = ByteTokenizer(257)
 BOS = 256
@@ -24,31 +24,42 @@ def test_every_other_document_goes_to_each_half() -> None:
     assert [half.n_documents for half in halves] == [3, 2]
 
 
-def test_halves_stop_at_their_size_and_no_document_gives_more_than_its_share() -> None:
+def test_halves_stop_at_their_size_with_as_many_documents_as_may_be() -> None:
     selection, evaluation = split_halves(iter(["x" * 500] * 400), TOKENIZER, 9, BOS, 640)
     for half in (selection, evaluation):
-        assert half.n_documents == 32  # 640 / 32 = 20 tokens of each
-        assert int((half.lengths - 1).sum()) == 640
+        assert half.n_documents == 32  # 640 / 32 = 20 tokens of each, in rows of 8 + BOS
+        assert half.document.bincount().tolist() == [3] * 32
+
+
+def test_few_documents_give_more_of_each_spread_over_it() -> None:
+    text = "".join(chr(65 + i) * 4 for i in range(10))
+    half, _ = split_halves(iter([text, "other", "short"]), TOKENIZER, 5, BOS, 20)
+    assert [text_of(half, row) for row in range(len(half.tokens))] == ["AAAA", "DDDD", "GGGG", "JJJJ", "shor"]
+    assert half.document.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_rows_each_is_the_least_that_suffices() -> None:
+    assert [rows_each([5, 1, 3], wanted) for wanted in (1, 3, 4, 5, 7, 8, 9, 100)] == [1, 1, 2, 2, 3, 4, 5, 5]
 
 
 def test_rows_begin_with_bos_and_pieces_that_predict_nothing_are_left_out() -> None:
-    documents = [TOKENIZER.encode([text])[0] for text in ("abcdefgh", "i", "jk")]
-    passages = rows_of(documents, 4, BOS, (BOS,))
+    documents = [TOKENIZER.encode([text])[0] for text in ("abcdefg", "i", "jk")]
+    passages = rows_of(documents, 4, BOS, (BOS,), 100)
     rows = [passages.tokens[row, : passages.lengths[row]].tolist() for row in range(len(passages.tokens))]
-    assert rows == [[BOS, 97, 98, 99], [BOS, 100, 101, 102], [BOS, 103, 104], [BOS, 106, 107]]
-    assert passages.document.tolist() == [0, 0, 0, 1]
-    assert passages.counted.tolist() == [[False, True, True, True]] * 2 + [[False, True, True, False]] * 2
-    assert passages.predicting.tolist() == [[False, True, True]] * 2 + [[False, True, False]] * 2
+    assert rows == [[BOS, 97, 98, 99], [BOS, 100, 101, 102], [BOS, 106, 107]]  # neither g nor i is followed by any
+    assert passages.document.tolist() == [0, 0, 1]
+    assert passages.counted.tolist() == [[False, True, True, True]] * 2 + [[False, True, True, False]]
+    assert passages.predicting.tolist() == [[False, True, True]] * 2 + [[False, True, False]]
 
 
 def test_rows_without_bos_use_the_whole_context() -> None:
-    passages = rows_of(TOKENIZER.encode(["abcdef"]), 4, None, ())
+    passages = rows_of(TOKENIZER.encode(["abcdef"]), 4, None, (), 100)
     assert passages.tokens.tolist() == [[97, 98, 99, 100], [101, 102, 0, 0]]
     assert passages.predicting.sum() == 4
 
 
 def test_batches_hold_every_row_once_like_lengths_together() -> None:
-    passages = rows_of(TOKENIZER.encode(["abc", "abcdefg", "ab", "abcde"]), 8, BOS, (BOS,))
+    passages = rows_of(TOKENIZER.encode(["abc", "abcdefg", "ab", "abcde"]), 8, BOS, (BOS,), 100)
     cut = list(passages.batches(2))
     assert [numbers.tolist() for numbers in cut] == [[2, 0], [3, 1]]
     assert passages.of(cut[0]).tokens.shape == (2, 4)
@@ -56,7 +67,7 @@ def test_batches_hold_every_row_once_like_lengths_together() -> None:
 
 
 def test_batch_tells_the_sae_what_belongs_together() -> None:
-    passages = rows_of(TOKENIZER.encode(["abc", "de"]), 4, BOS, (BOS,))
+    passages = rows_of(TOKENIZER.encode(["abc", "de"]), 4, BOS, (BOS,), 100)
     batch = passages.batch(torch.zeros(2, 4, 3))
     assert len(batch.doc.unique(dim=1)[0]) == 1
     assert batch.doc[0, 0] != batch.doc[1, 0]

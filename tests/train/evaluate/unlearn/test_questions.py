@@ -78,7 +78,7 @@ def test_ignored_tokens_are_bos_eos_and_padding(tokenizer: HfTokenizer) -> None:
 
 def test_questions_are_read_from_every_form(data: Path, tmp_path: Path) -> None:
     first = read_questions(data, "wmdp-bio")
-    assert len(first) == 8
+    assert len(first) == 5
     assert first[1] == Question("Which quiver has 1?", ("quiver 0", "vow 0", "qvw 0", "quiver 0"), 1)
     row = {"question": "Who?", "choices": ["ann", "bob", "cy", "di"], "answer": 2}
     (tmp_path / "human_aging.jsonl").write_text(json.dumps(row) + "\n")
