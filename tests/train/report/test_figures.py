@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +16,9 @@ from matplotlib.image import imread
 
 from common.errors import ConfigError, StoreError
 from tests.train.report.made import CORE, EVALS, evaluation, line_of, made_learner, made_run
+from tests.warm import ROOT
 from train.cli import cli
-from train.report.figures import FIGURES, make_study, plot, sheet
+from train.report.figures import FIGURES, Written, make_study, plot, sheet
 from train.report.figures.scales import number, shortened
 from train.report.figures.shapes import Row
 from train.report.figures.sheet import Sheet
@@ -123,6 +126,13 @@ def test_a_damaged_file_is_one_error_and_nothing_is_written(tmp_path: Path) -> N
 def test_a_run_without_a_learner_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no learner has begun"):
         plot([made_run(tmp_path / "r")])
+
+
+def test_the_page_lists_every_figure_and_what_is_written() -> None:
+    page = (ROOT / "docs" / "report.md").read_text().split("\n## train plot\n")[1].split("\n## ")[0]
+    assert re.findall(r"^\| `([a-z0-9_]+)` \|", page, re.M) == list(FIGURES)
+    words = set(re.findall(r"`(\w+)`", page))
+    assert {field.name for kind in (Row, Written) for field in dataclasses.fields(kind)} <= words
 
 
 # ---- numbers -------------------------------------------------------------------------------------------------------
