@@ -79,7 +79,9 @@ def letters(patient: Patient, exam: Exam, clamp: Clamp | None = None) -> Tensor:
     picked = torch.zeros(len(exam.answers), dtype=torch.int64)
     for numbers, rows in patient.batches(exam.rows):
         logits = patient.logits(rows, clamp)
-        last = logits[torch.arange(len(numbers)), (rows.lengths - 1).to(logits.device)]
+        last = logits.gather(1, (rows.lengths - 1).to(logits.device)[:, None, None].expand(-1, 1, logits.shape[-1]))[
+            :, 0
+        ]
         picked[numbers] = last.softmax(-1)[:, ids].amax(1).argmax(-1).cpu()  # in the model's type, as there
     return picked
 
@@ -92,11 +94,11 @@ def asked(patient: Patient, folder: Path, sets: dict[str, list[Question]]) -> di
 
     Their numbers are kept in the data folder, one file for each model, since finding them takes long.
     """
-    key = fingerprint([patient.model.source.identity(), patient.model.device.type])
-    file = folder / f"correct-{key[:16]}.json"
-    known = read_json(file) if file.exists() else {}
     tokenizer = patient.model.tokenizer
     assert isinstance(tokenizer, HfTokenizer)
+    key = fingerprint([patient.model.source.identity(), tokenizer.identity(), patient.model.device.type])
+    file = folder / f"correct-{key[:16]}.json"
+    known = read_json(file) if file.exists() else {}
     exams = {}
     for name, questions in sets.items():
         content = fingerprint([[q.question, list(q.choices), q.answer] for q in questions])

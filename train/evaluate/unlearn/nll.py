@@ -128,7 +128,8 @@ def identity_of(folder: Path, patient: Patient) -> dict[str, Any]:
     """All that a setting's losses on given rows depend on."""
     files = [file_sha256(folder / "sae" / name) for name in ("config.json", "weights.safetensors")]
     model = patient.model.source.identity()
-    return {"protocol": "nll", "sae": files, "model": model, "hook": patient.hook, "device": patient.model.device.type}
+    device, dtype = patient.model.device.type, str(next(patient.model.bridge.parameters()).dtype)
+    return {"sae": files, "model": model, "hook": patient.hook, "device": device, "dtype": dtype}
 
 
 def sweep(
