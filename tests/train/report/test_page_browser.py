@@ -81,7 +81,9 @@ def all_of(driver: Any, selector: str) -> list[Any]:
 
 
 def texts(driver: Any, selector: str) -> list[str]:
-    return [" ".join(element.text.split()) for element in all_of(driver, selector)]
+    """What all these elements say, read at one moment: rows are made anew as the list is scrolled."""
+    read = "return [...document.querySelectorAll(arguments[0])].map(element => element.innerText)"
+    return [" ".join(text.split()) for text in driver.execute_script(read, selector)]
 
 
 def one(driver: Any, selector: str) -> Any:
@@ -172,8 +174,15 @@ def test_the_list_is_moved_through_by_keys(opened: Any) -> None:
     box.send_keys(Keys.END)
     assert "Latent 0" in one(opened, ".detail").text
     assert 0 in shown(opened)
-    active = box.get_attribute("aria-activedescendant")
-    assert one(opened, f"#{active}").get_attribute("aria-selected") == "true"
+    active = "return document.getElementById(arguments[0].getAttribute('aria-activedescendant')).innerText"
+    assert opened.execute_script(active, box).split()[0] == "0"
+    assert texts(opened, ".row[aria-selected=true]")[0].split()[0] == "0"
+
+
+def test_a_row_is_chosen_by_a_click(opened: Any) -> None:
+    one(opened, ".row:nth-child(4)").click()
+    assert "Latent 996" in one(opened, ".detail").text
+    assert texts(opened, ".row[aria-selected=true]")[0].split()[0] == "996"
 
 
 def test_all_learners_are_one_list(opened: Any) -> None:
@@ -181,7 +190,8 @@ def test_all_learners_are_one_list(opened: Any) -> None:
     assert one(opened, "[role=status]").text == f"{N + 1} of {N + 1} latents"
     search(opened, "#1")
     assert shown(opened) == [1, 1]
-    assert [row.get_attribute("title") for row in all_of(opened, ".row")] == ["b", "a"]
+    read = "return [...document.querySelectorAll('.row')].map(row => row.title)"
+    assert opened.execute_script(read) == ["b", "a"]
 
 
 def test_tables_are_sorted_by_their_headings(opened: Any) -> None:

@@ -101,9 +101,9 @@ class Browser {
     this.turn = button("", () => { this.direction = -this.direction; again(); });
     this.query = make("input", {type: "search", oninput: again, placeholder: "token, index or group", autocomplete: "off", spellcheck: "false"});
     this.count = make("p", {class: "hint", role: "status"});
-    this.rows = make("div");
+    this.rows = make("div", {onclick: event => this.press(event)});
     this.list = make("div", {class: "list", role: "listbox", tabindex: "0", "aria-label": "Latents",
-      onscroll: () => this.showRows(), onkeydown: event => this.key(event)}, this.rows);
+      onscroll: () => this.showRows(false), onkeydown: event => this.key(event)}, this.rows);
     this.detail = make("article", {class: "detail", "aria-live": "polite"});
     const label = (text, control, kind = null) => make("label", {class: kind}, text, control);
     place.append(
@@ -111,7 +111,7 @@ class Browser {
         label("search", this.query, "wide"), label("sort by", this.sort), this.turn),
       this.count, make("div", {class: "browser"}, this.list, this.detail));
     this.groupLabel = this.group.parentElement;
-    new ResizeObserver(() => this.showRows()).observe(this.list);
+    new ResizeObserver(() => this.showRows(false)).observe(this.list);
     window.addEventListener("hashchange", () => this.follow());
     this.load();
     this.follow();
@@ -135,12 +135,14 @@ class Browser {
     this.rows.style.height = `${this.found.length * ROW}px`;
     this.list.scrollTop = 0;
     if (!this.found.includes(this.chosen)) this.choose(this.found[0] ?? null);
-    else this.showRows(true);
+    else this.showRows();
   }
 
-  showRows(again = true) {  // those in sight, and a few more
+  showRows(changed = true) {  // those in sight, and a few more; made again only where others are in sight or they changed
     const first = Math.max(Math.floor(this.list.scrollTop / ROW) - 5, 0);
     const last = Math.min(first + Math.ceil(this.list.clientHeight / ROW) + 10, this.found.length);
+    if (!changed && first === this.first && last === this.last) return;
+    [this.first, this.last] = [first, last];
     const rows = [];
     for (let place = first; place < last; place++) rows.push(this.row(this.found[place], place));
     this.rows.replaceChildren(...rows);
@@ -155,10 +157,14 @@ class Browser {
     const chip = latent.group ?? "";
     const name = make("span", {}, ...(this.learner.value ? [] : [make("i", {class: "swatch", "--c": learnerOf(latent.learner).colour})]), String(latent.index));
     return make("div", {class: "row", style: `top: ${place * ROW}px`, role: "option", id: `latent-${place}`, "aria-selected": String(latent === this.chosen),
-      "aria-posinset": place + 1, "aria-setsize": this.found.length, title: this.learner.value ? null : latent.learner,
-      onclick: () => this.choose(latent, false)},
+      "aria-posinset": place + 1, "aria-setsize": this.found.length, title: this.learner.value ? null : latent.learner},
       name, make("span", {class: "token"}, alone(peakToken(latent))), chip ? make("span", {class: "chip"}, chip) : make("span"),
       make("span", {class: "figure"}, figure));
+  }
+
+  press(event) {  // by place: a row may be made anew between a button's going down and up
+    const latent = this.found[Math.floor((event.clientY - this.rows.getBoundingClientRect().top) / ROW)];
+    if (latent) this.choose(latent, false);
   }
 
   key(event) {
