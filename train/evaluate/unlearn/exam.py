@@ -79,9 +79,8 @@ def letters(patient: Patient, exam: Exam, clamp: Clamp | None = None) -> Tensor:
     picked = torch.zeros(len(exam.answers), dtype=torch.int64)
     for numbers, rows in patient.batches(exam.rows):
         logits = patient.logits(rows, clamp)
-        last = logits.gather(1, (rows.lengths - 1).to(logits.device)[:, None, None].expand(-1, 1, logits.shape[-1]))[
-            :, 0
-        ]
+        ends = (rows.lengths - 1).to(logits.device)
+        last = logits[torch.arange(len(ends), device=logits.device), ends]
         picked[numbers] = last.softmax(-1)[:, ids].amax(1).argmax(-1).cpu()  # in the model's type, as there
     return picked
 
