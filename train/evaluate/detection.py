@@ -189,7 +189,7 @@ def numbers_in(answer: str, most: int) -> set[int] | None:
     line = (last_words(answer).splitlines() or [""])[-1]
     if re.fullmatch(r"\W*none\W*", line, re.IGNORECASE):
         return set()
-    if not re.fullmatch(r"\W*\d+(?:(?:\W|\band\b)+\d+)*\W*", line):
+    if not re.fullmatch(r"\W*\d{1,9}(?:(?:\W|\band\b)+\d{1,9})*\W*", line):
         return None
     found = {int(number) for number in re.findall(r"\d+", line)}
     return found if all(1 <= number <= most for number in found) else None

@@ -85,6 +85,8 @@ class Judge:
             return None, f"no answer in {TIMEOUT_S:.0f} s"
         except httpx.TransportError as error:
             return None, f"a broken connection ({type(error).__name__})"
+        except httpx.RequestError as error:
+            return None, f"a broken answer ({type(error).__name__})"
         self._reached = True
         return response, f"HTTP {response.status_code}"
 
@@ -101,7 +103,7 @@ class Judge:
             said = (
                 f"the key in {KEY_VARIABLE} was refused" if self._key else f"a key is needed; put it in {KEY_VARIABLE}"
             )
-            return ConfigError(f"{where}: {said.format(KEY_VARIABLE)} (HTTP {code}).")
+            return ConfigError(f"{where}: {said} (HTTP {code}).")
         if code == 404:
             return ConfigError(
                 f"{where}: no chat endpoint or no model '{self.model}' there (HTTP 404). "
@@ -128,9 +130,10 @@ def content_of(response: httpx.Response) -> str | None:
     """The text of a chat completion; None if it is none."""
     try:
         text = response.json()["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         return None
-    return text if isinstance(text, str) else None
+    # JSON can name half of a surrogate pair, which no request and no file can hold
+    return text.encode(errors="replace").decode() if isinstance(text, str) else None
 
 
 def check_address(address: str) -> None:
@@ -140,7 +143,9 @@ def check_address(address: str) -> None:
     try:
         parts = urlsplit(address)
         port_is_fine = parts.port is None or parts.port > 0
-    except ValueError:
+        for host in (parts.hostname, httpx.URL(address).host):  # what a request would trip over
+            (host or "").encode("idna")
+    except (ValueError, httpx.InvalidURL):
         raise ConfigError("--judge: not an address. Give one such as https://host/v1.") from None
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ConfigError(f"--judge: give the bare address, such as https://host/v1, and the key in {KEY_VARIABLE}.")

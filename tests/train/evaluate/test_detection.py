@@ -121,6 +121,7 @@ def test_active_parts_are_marked_and_quotes_and_line_breaks_escaped() -> None:
         ("Passages 2 and 5 fit.", None),
         ("15", None),
         ("0", None),
+        ("1" * 5000, None),
         ("", None),
         ("none of these but 3", None),
     ],

@@ -65,7 +65,8 @@ def test_pauses_are_those_that_the_endpoint_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}']
+    "body",
+    [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"[" * 100_000],
 )
 def test_answers_of_another_kind_are_tried_again_and_then_told(body: bytes) -> None:
     with chat(lambda _, number: Reply("fine") if number == 1 else Reply(body=body)) as server:
@@ -73,6 +74,20 @@ def test_answers_of_another_kind_are_tried_again_and_then_told(body: bytes) -> N
     with chat(lambda *_: Reply(body=body)) as server:
         assert "answers that are not those of a chat endpoint, 6 times in a row" in refused(server.address)
         assert len(server.asked) == ATTEMPTS
+
+
+def test_answers_that_cannot_be_unpacked_are_tried_again_and_then_told() -> None:
+    packed = Reply(body=b"hello", headers={"Content-Encoding": "gzip"})
+    with chat(lambda _, number: Reply("fine") if number == 1 else packed) as server:
+        assert ask(server.address) == (["fine"], [1])
+    with chat(lambda *_: packed) as server:
+        assert "a broken answer (DecodingError), 6 times in a row" in refused(server.address)
+
+
+def test_halves_of_characters_in_an_answer_can_be_sent_again() -> None:
+    body = b'{"choices": [{"message": {"content": "a \\ud83d word"}}]}'
+    with chat(lambda *_: Reply(body=body)) as server:
+        assert ask(server.address)[0] == ["a ? word"]
 
 
 def test_an_endpoint_that_goes_on_failing_ends_it() -> None:
@@ -155,6 +170,10 @@ def test_an_answer_that_does_not_come_is_not_waited_for_without_end(monkeypatch:
         ("api.owl.org/v1", "not an http address"),
         ("ftp://api.owl.org", "not an http address"),
         ("http://host:99999/v1", "not an address"),
+        ("http://xn--a/v1", "not an address"),
+        ("http://host..b/v1", "not an address"),
+        ("http://host\n.b/v1", "not an address"),
+        (f"http://{'a' * 64}.b/v1", "not an address"),
         (f"https://me:{KEY}@api.owl.org/v1", "give the bare address"),
         (f"https://api.owl.org/v1?key={KEY}", "give the bare address"),
     ],
