@@ -133,6 +133,6 @@ def inside(sheet: Sheet, study: Study, families: dict[str, list[str]]) -> None:
         sheet.curves(axes, curves, "step", "", NO_LINES)
         sheet.dashes(axes, {level.replace("_", " "): dash for level, dash in dashes.items() if level})
     if not any(opening.startswith("omega") for opening in families):
-        why = "No learner here has a temporal convolution (variant multiscale has)"
+        why = "No learner here has logged a temporal convolution (variant multiscale does)"
         why += "." if families else ", and none reports anything else of its inside."
         sheet.nothing(sheet.panel(-1, slice(len(families) % 3, 3), "Temporal convolution"), why)

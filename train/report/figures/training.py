@@ -40,7 +40,7 @@ def training_metrics(study: Study) -> Sheet:
     sheet.curves(axes, step_curves(sheet, axes, study, "l0"), "step", "latents active per token", NO_LINES)
     axes = sheet.panel(0, 2, "Temporal consistency: contrastive loss")
     curves = step_curves(sheet, axes, study, "loss_contrastive")
-    why = "No learner here has a contrastive loss; variant contrastive has one."
+    why = "No learner here has logged a contrastive loss; variant contrastive does."
     sheet.curves(axes, curves, "step", f"weighted {LOSS}", why)
     learners_key(sheet, study)
     return sheet
@@ -67,7 +67,7 @@ def sparsity_loss(sheet: Sheet, axes: Axes, study: Study) -> list[str]:
             read, dash = value_of(f"sparsity_{level}"), level_dashes(levels)[level]
             curve = step_curve(sheet, axes, study, group, read, series=f"{level}{price}", dash=dash, thin=True)
             curves += [curve] if len(levelled) <= FEW else []
-    why = "No sparsity loss: these learners keep k latents, they do not pay for them."
+    why = "No sparsity loss was logged: variants that keep k latents do not pay for them."
     sheet.curves(axes, curves, "step", f"weighted {LOSS}", why if keys_of(study.groups, "loss") else NO_LINES)
     return levels if len(levelled) <= FEW else []
 
