@@ -106,7 +106,7 @@ class Packer:
             assert self.current is not None
             starts = self.cursor.offset == 0
             due = position == 0 or (starts and tokens[position - 1] != self.bos)
-            brings_its_own = starts and self.current[0] == self.bos
+            brings_its_own = self.current[self.cursor.offset] == self.bos
             if self.bos is not None and due and not brings_its_own:
                 tokens[position], documents[position] = self.bos, self.cursor.document
                 position += 1

@@ -84,6 +84,12 @@ def test_packed_never_has_two_bos_in_a_row() -> None:
         assert not ((rows[:, :-1] == BOS) & (rows[:, 1:] == BOS)).any()
 
 
+def test_packed_takes_a_bos_of_the_text_for_the_sequences_own() -> None:
+    found = take([f"abc{chr(96 + BOS)}defg"], 2, 4)
+    assert found.tokens.tolist() == [[BOS, 1, 2, 3], [BOS, 4, 5, 6]]
+    assert found.cursor == Cursor(0, 7)
+
+
 def test_packed_loses_no_token_and_keeps_their_order() -> None:
     texts = ["abc", "d", "efghijklm", "no", "pqrstuvwxyz"]
     found = take(texts, 20, 4)
