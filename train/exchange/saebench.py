@@ -76,7 +76,7 @@ class BenchSAE(nn.Module):
         form = sae.as_affine()
         if about.layer is None:
             raise ConfigError(f"SAEBench needs a hook inside a block; {about.name} was trained at {about.hook}.")
-        self.W_enc = nn.Parameter(sae.W_enc.detach() if form is None else form.W_enc, requires_grad=False)
+        self.W_enc = nn.Parameter(sae.direct_encoder().detach() if form is None else form.W_enc, requires_grad=False)
         self.W_dec = nn.Parameter(sae.W_dec.detach() if form is None else form.W_dec, requires_grad=False)
         self.b_enc = nn.Parameter(sae.b_enc / sae.scale if form is None else form.b_enc, requires_grad=False)
         self.b_dec = nn.Parameter(sae.b_dec / sae.scale if form is None else form.b_dec, requires_grad=False)

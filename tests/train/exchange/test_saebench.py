@@ -51,6 +51,15 @@ def test_it_computes_what_the_sae_does(variant: str, options: dict[str, object],
     json.dumps(bench.cfg.to_dict())
 
 
+def test_latents_that_read_others_alone_have_no_encoder_of_their_own(tmp_path: Path) -> None:
+    sae = drawn("compositional", {"encoder": "comp_only"})
+    bench = bench_of(sae, tmp_path)
+    upper = slice(0, sae.groups()["low"].start)
+    assert bool((sae.W_enc[:, upper] != 0).any())  # there, but of no effect
+    assert not bench.W_enc[:, upper].any()
+    assert torch.equal(bench.W_enc[:, upper.stop :], sae.W_enc[:, upper.stop :])
+
+
 def test_weights_are_in_raw_units_where_the_scale_is_not_folded(tmp_path: Path) -> None:
     sae = drawn("relational", {}, scale=0.25)
     bench = bench_of(sae, tmp_path)
