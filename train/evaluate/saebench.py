@@ -56,7 +56,7 @@ def saebench_layout(
     """The keys that SAEBench writes at the top level.
 
     Args:
-        measured: our figures by name; None where one was not measured (null here too), NaN where it is none (−1 here).
+        measured: our figures by name; None where one was not measured (null here too), not finite where it is none (−1 here).
         by_latent: figures of each latent [d_sae].
     """
     metrics = {
@@ -85,8 +85,8 @@ def saebench_layout(
 
 
 def saved(value: Any) -> Any:
-    """What SAEBench saves for a number: −1 for NaN."""
-    return -1 if isinstance(value, float) and math.isnan(value) else value
+    """What SAEBench saves for a number: −1 for NaN; for infinity too, which JSON does not have."""
+    return -1 if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def core_config(

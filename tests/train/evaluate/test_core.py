@@ -24,6 +24,7 @@ from tests.train.evaluate.test_subject import subject_on
 from train.config import EvalConfig
 from train.evaluate import METRICS, write_evaluation
 from train.evaluate.core import CORE_METRICS, DOWNSTREAM, core
+from train.evaluate.core_text import Text
 from train.evaluate.subject import Evaluation, Models, Subject
 from train.saes import make_sae
 from train.saes.base import SAE
@@ -103,6 +104,26 @@ def test_figures_that_are_no_number_are_null_with_a_reason_and_as_saebench_saves
     dead = found.more["eval_result_details"][0]
     assert (dead["feature_density"], dead["consistent_activation_heuristic"]) == (0, -1)
     assert found.metrics["frac_alive"] == 0
+
+
+def test_an_infinite_figure_is_null_with_a_reason_and_can_be_written(
+    store: Store, models: Models, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    module = importlib.import_module("train.evaluate.core")
+    taken = module.text_of
+
+    def with_one_token(*args: Any) -> Text:
+        text: Text = taken(*args)
+        counted = torch.zeros_like(text.contexts.counted)
+        counted[::16, 1] = True
+        return dataclasses.replace(text, contexts=dataclasses.replace(text.contexts, counted=counted))
+
+    monkeypatch.setattr(module, "text_of", with_one_token)  # a token alone in its batch is the batch's mean
+    found = core(subject(store, models, known("identity", gain=0.5)))
+    assert found.metrics["tokens_sparsity_variance"] == 1
+    assert found.reasons["explained_variance_legacy"] == "a token lies on the mean of its batch"
+    assert found.more["eval_result_metrics"]["reconstruction_quality"]["explained_variance_legacy"] == -1
+    assert write_evaluation(tmp_path, "core", found)["metrics"]["explained_variance_legacy"] is None
 
 
 def test_the_mean_explains_nothing(store: Store, models: Models, model: LanguageModel) -> None:
