@@ -24,6 +24,25 @@ def logits_of(model: LanguageModel, tokens: Tensor, hook: str | None = None, rep
     Raises:
         ConfigError: the hook never fires, so that nothing was replaced.
     """
+    return _forward(model, tokens, hook, replace)
+
+
+@torch.enable_grad()
+def gradient_of(
+    model: LanguageModel, tokens: Tensor, hook: str, activations: Tensor, figure: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """A scalar figure of the logits with `activations` [batch, context, d] at the hook, and its gradient in them.
+
+    Raises:
+        ConfigError: the hook never fires.
+    """
+    put = activations.detach().clone().requires_grad_()
+    value = figure(_forward(model, tokens, hook, fixed(put)))
+    (gradient,) = torch.autograd.grad(value, put)
+    return value.detach(), gradient
+
+
+def _forward(model: LanguageModel, tokens: Tensor, hook: str | None, replace: Replace | None) -> Tensor:
     fired = False
 
     def put(activations: Tensor, hook: Any) -> Tensor:
@@ -37,6 +56,11 @@ def logits_of(model: LanguageModel, tokens: Tensor, hook: str | None = None, rep
     if hooks and not fired:
         raise ConfigError(f"--hook {hook}: it exists in {model.source.name} but never fires in a forward pass.")
     return logits
+
+
+def fixed(values: Tensor) -> Replace:
+    """These activations, whatever the hook has."""
+    return lambda _: values
 
 
 def zeros(activations: Tensor) -> Tensor:

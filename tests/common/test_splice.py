@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.errors import ConfigError
 from common.models import DEMO_FOLDER, LanguageModel, find_model, load_model
-from common.splice import logits_of, zeros
+from common.splice import fixed, gradient_of, logits_of, zeros
 from tests.common.test_models import LAYERS, gemma2, gpt2, neox
 
 HOOK = "blocks.1.hook_resid_post"
@@ -112,3 +112,20 @@ def test_a_hook_that_never_fires_is_refused(tiny: LanguageModel, monkeypatch: py
     monkeypatch.setattr(tiny.bridge, "run_with_hooks", lambda tokens, **_: torch.zeros(1, 2, 3))
     with pytest.raises(ConfigError, match=r"blocks\.1\.hook_resid_post: it exists in .* but never fires"):
         logits_of(tiny, torch.zeros(1, 2, dtype=torch.int64), HOOK, zeros)
+
+
+def test_gradient_is_that_of_finite_differences(tiny: LanguageModel) -> None:
+    tokens = torch.arange(12)[None]
+    x = tiny.capture(tokens, [HOOK])[HOOK].clone()
+
+    def figure(logits: Tensor) -> Tensor:
+        return logits[0, :, 7].double().square().sum()
+
+    value, gradient = gradient_of(tiny, tokens, HOOK, x, figure)
+    assert value == pytest.approx(float(figure(logits_of(tiny, tokens))))
+    for place, dimension in ((0, 3), (5, 0), (11, 15)):
+        step = torch.zeros_like(x)
+        step[0, place, dimension] = 1e-3
+        ends = [float(figure(logits_of(tiny, tokens, HOOK, fixed(x + sign * step)))) for sign in (1, -1)]
+        assert float(gradient[0, place, dimension]) == pytest.approx((ends[0] - ends[1]) / 2e-3, rel=0.02, abs=1e-4)
+    assert torch.equal(tiny.capture(tokens, [HOOK])[HOOK], x)  # nothing stays behind

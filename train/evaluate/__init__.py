@@ -13,6 +13,7 @@ from common.files import write_file, write_json
 from train.evaluate.core import CORE_METRICS, core
 from train.evaluate.cost import COST_METRICS, cost
 from train.evaluate.heldout import HELDOUT_METRICS, heldout
+from train.evaluate.hierarchy import HIERARCHY_METRICS, hierarchy
 from train.evaluate.interp import INTERP_METRICS, interp
 from train.evaluate.latents import LATENTS_METRICS, latents
 from train.evaluate.probe import PROBE_METRICS, probe
@@ -25,6 +26,7 @@ SUITES: dict[str, Callable[[Subject], Evaluation]] = {
     "latents": latents,
     "temporal": temporal,
     "cost": cost,
+    "hierarchy": hierarchy,
     "probe": probe,
     "interp": interp,
 }
@@ -34,6 +36,7 @@ METRICS: dict[str, dict[str, str]] = {
     "latents": LATENTS_METRICS,
     "temporal": TEMPORAL_METRICS,
     "cost": COST_METRICS,
+    "hierarchy": HIERARCHY_METRICS,
     "probe": PROBE_METRICS,
     "interp": INTERP_METRICS,
 }

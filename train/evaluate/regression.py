@@ -13,7 +13,7 @@ from train.evaluate.codes import Codes, dense_columns
 
 MIN_ACTIVE = 20  # active tokens in each half below which a latent is left out
 MAX_TOKENS = 5000  # of the active ones, and of the others, in each half
-SWEEPS, SETTLED = 200, 1e-9
+SWEEPS, SETTLED = 100, 1e-6
 
 ERROR2, Y2, Y, CASES = range(4)
 

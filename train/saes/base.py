@@ -168,6 +168,14 @@ class SAE(nn.Module, ABC):
         """Latents of levels or time scales by name, in the order of the variant's own text; {} for a flat SAE."""
         return {}
 
+    def links(self) -> dict[tuple[str, str], Tensor | None]:
+        """Groups that are neighbouring levels, the upper of each pair first and the most general pair first.
+
+        With the weights ≥ 0 [upper latents, lower latents] between them, None where the variant has none; {} where
+        groups are no levels.
+        """
+        return {}
+
     def direct_encoder(self) -> Float[Tensor, "D L"]:
         """What the token itself is multiplied with, as against its past or other latents."""
         return self.W_enc

@@ -208,6 +208,10 @@ class Compositional(SAE):
     def groups(self) -> dict[str, slice]:
         return dict(zip(("low", "mid", "high"), self.places, strict=True))
 
+    def links(self) -> dict[tuple[str, str], Tensor | None]:
+        first, second = self.compositions()
+        return {("high", "mid"): second, ("mid", "low"): first}
+
     def direct_encoder(self) -> Float[Tensor, "D L"]:
         if self.config.encoder != "comp_only":
             return self.W_enc

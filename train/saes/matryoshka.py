@@ -16,7 +16,7 @@ selection.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import final
 
 import torch
@@ -81,6 +81,9 @@ class Matryoshka(SAE):
             f"block {number}": slice(end - size, end)
             for number, (size, end) in enumerate(zip(self.blocks, ends, strict=True))
         }
+
+    def links(self) -> dict[tuple[str, str], Tensor | None]:
+        return dict.fromkeys(pairwise(self.groups()))
 
     def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
         return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))

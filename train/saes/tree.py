@@ -124,6 +124,18 @@ class Tree(SAE):
     def groups(self) -> dict[str, slice]:
         return dict(zip(("top", "mid", "leaf"), self.forest.spans, strict=True))
 
+    def links(self) -> dict[tuple[str, str], Tensor | None]:
+        found: dict[tuple[str, str], Tensor | None] = {}
+        weights, names = self.edge_weights(), list(self.groups())
+        for level in (MID, LEAF):
+            above, below = self.forest.spans[level - 1], self.forest.spans[level]
+            children = torch.arange(self.forest.n_linked(level), device=weights.device)
+            edges = weights.new_zeros(self.forest.sizes[level - 1], self.forest.sizes[level])
+            parents = self.parent[below][children] - above.start
+            edges[parents, children] = weights[below][children]
+            found[names[level - 1], names[level]] = edges
+        return found
+
     def _add_edges(self, name: str, start: Tensor, used: bool) -> None:
         self.register_parameter(name, nn.Parameter(start.expm1().log()) if used else None)  # softplus gives start
 
