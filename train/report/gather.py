@@ -111,44 +111,50 @@ def read_runs(paths: Sequence[Path], now: float | None = None) -> tuple[list[Run
 
     Raises:
         StoreError: a path with nothing of a run in it.
+        ConfigError: a learner named twice.
     """
     reader = Reader(time.time() if now is None else now)
-    several = len(paths) > 1
-    return [read_run(path, reader, several) for path in paths], reader.problems
+    names = [path.resolve().name for path in paths]
+    titles = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    runs = [read_run(path, title if len(paths) > 1 else "", reader) for path, title in zip(paths, titles, strict=True)]
+    folders = [learner.folder.resolve() for run in runs for learner in run.learners]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice}: named twice. Give each run or learner once.")
+    return runs, reader.problems
 
 
-def read_run(path: Path, reader: Reader, several: bool) -> RunView:
+def read_run(path: Path, title: str, reader: Reader) -> RunView:
+    """A run folder, or a learner folder as a run of one; learners are called by `title` too, if it is not empty."""
     single = (path / "config.json").exists()
     run = path.resolve().parent if single else path
     if not single and not any((run / name).exists() for name in RUN_FILES):
         raise StoreError(f"{path}: no run here (none of {', '.join(RUN_FILES)}). Give run or learner folders.")
-    settings, data, status = (
-        reader.toml(run / "run.toml"),
-        reader.json(run / "data.json"),
-        reader.json(run / "status.json"),
-    )
+    settings, status = reader.toml(run / "run.toml"), reader.json(run / "status.json")
     state, reason = standing(status, reader.now)
     listed = [str(learner.get("name")) for learner in objects(settings.get("learner"))]
     others = sorted(file.parent.name for file in run.glob("*/config.json"))
     names = [path.resolve().name] if single else list(dict.fromkeys(listed + others))
-    title = run.resolve().name
-    learners = [
-        read_learner(run / name, f"{title}/{name}" if several else name, status, (state, reason), reader)
-        for name in names
-    ]
-    return RunView(run, state, reason, settings, data, status, learners)
+    labels = {name: title if single and title else f"{title}/{name}" if title else name for name in names}
+    learners = [read_learner(run / name, labels[name], status, (state, reason), reader) for name in names]
+    return RunView(run, state, reason, settings, reader.json(run / "data.json"), status, learners)
 
 
 def standing(status: dict[str, Any], now: float) -> tuple[str, str]:
     """State and reason of a run; one that has not been heard of for two minutes was killed."""
-    state, reason, heartbeat = (
-        str(status.get("state", "not begun")),
-        str(status.get("reason", "")),
-        status.get("heartbeat"),
-    )
+    state, reason = str(status.get("state", "not begun")), str(status.get("reason", ""))
+    heartbeat = status.get("heartbeat")
     if state == "running" and isinstance(heartbeat, int | float) and now - heartbeat > SILENT_S:
-        return "killed", f"not heard of since {datetime.fromtimestamp(heartbeat, UTC):%Y-%m-%d %H:%M} UTC"
+        return "killed", f"not heard of since {moment(heartbeat)}"
     return state, reason
+
+
+def moment(unix_s: Any) -> str:
+    """`2026-11-21 10:40 UTC`; a dash for what is no time."""
+    try:
+        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M} UTC"
+    except (TypeError, ValueError, OverflowError, OSError):
+        return "–"
 
 
 def read_learner(

@@ -6,13 +6,12 @@ import contextlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from common.console import format_cell, format_seconds
 from common.errors import GranaryError
-from train.report.gather import LearnerView, RunView, table
+from train.report.gather import LearnerView, RunView, moment, table
 from train.report.kinds import kinds_by_name, numbered
 from train.report.pack import is_number
 from train.report.points import read_points
@@ -100,14 +99,6 @@ def run_facts(run: RunView) -> list[tuple[str, str]]:
         ("seed", shown(identity.get("seed"))),
         ("last word", moment(run.status.get("heartbeat"))),
     ]
-
-
-def moment(unix_s: Any) -> str:
-    """`2026-11-21 10:40 UTC`."""
-    try:
-        return f"{datetime.fromtimestamp(unix_s, UTC):%Y-%m-%d %H:%M} UTC"
-    except (TypeError, ValueError, OverflowError, OSError):
-        return NONE
 
 
 def learner_row(learner: LearnerView) -> dict[str, Any]:

@@ -217,7 +217,15 @@ def test_a_missing_file_is_borne(tmp_path: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["[]", "{}", '{"state": 1, "learners": [], "heartbeat": "x", "step": {}}', "null", "3"]
+    "value",
+    [
+        "[]",
+        "{}",
+        '{"state": 1, "learners": [], "heartbeat": "x", "step": {}}',
+        '{"state": "running", "heartbeat": -1e300}',
+        "null",
+        "3",
+    ],
 )
 def test_foreign_values_in_any_file_are_borne(tmp_path: Path, value: str) -> None:
     run = made_run(tmp_path / "r", made_learner("a", evals={"core": CORE, "latents": made_latents()}))
@@ -261,6 +269,17 @@ def test_learners_of_several_runs_have_their_runs_name(tmp_path: Path) -> None:
     assert "one/a finished" in said
     assert "two/a finished" in said
     assert said.startswith("one, two · Granary")
+
+
+def test_labels_are_unique_and_nothing_is_named_twice(tmp_path: Path) -> None:
+    paths = [made_run(tmp_path / name / "demo", made_learner("a")) for name in ("one", "two")]
+    runs, _ = read_runs(paths)
+    assert [run.learners[0].label for run in runs] == [f"{path}/a" for path in paths]
+    other = made_run(tmp_path / "three", made_learner("a"), made_learner("b"))
+    runs, _ = read_runs([other / "a", other / "b"])
+    assert [run.learners[0].label for run in runs] == ["a", "b"]
+    with pytest.raises(ConfigError, match="named twice"):
+        read_runs([other, other / "b"])
 
 
 def test_a_learner_folder_has_a_page_of_its_own(tmp_path: Path) -> None:
