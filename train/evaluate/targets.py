@@ -139,7 +139,7 @@ def in_word_of(document: Document, words: frozenset[str]) -> np.ndarray:
 
 def function_word(document: Document) -> np.ndarray:
     """English, in any case; Python has its own words outside strings and comments."""
-    words = frozenset((FUNCTION_WORDS + FUNCTION_WORDS.title()).split())
+    words = frozenset((FUNCTION_WORDS + FUNCTION_WORDS.title() + FUNCTION_WORDS.upper()).split())
     return np.array(in_word_of(document, words) & ~in_code(document))
 
 

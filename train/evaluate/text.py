@@ -22,9 +22,9 @@ LEXED = re.compile(
     re.DOTALL | re.MULTILINE | re.VERBOSE,
 )
 KINDS = {"string": STRING, "docstring": DOCSTRING, "comment": COMMENT}
-PYTHON_LINE = re.compile(
-    r"[ \t]*(?:def \w+\(.*|class \w+.*:|import [\w. ,]+|from [\w.]+ import .*|return .*[\w)\]}\"']|@\w[\w.]*.*"
-    r"|(?:if|elif|while|for|with|except)\b.*:|(?:else|try|finally):|self\.\w+.*=.*)\s*"
+PYTHON_LINE = re.compile(  # of a line without the spaces around it; no part of it is read twice, however long a line is
+    r"def \w+\(.*|class \w.*:|import [\w. ,]+|from [\w.]+ import .*|return .*[\w)\]}\"']|@\w.*"
+    r"|(?:if|elif|while|for|with|except)\b.*:|(?:else|try|finally):|self\.\w.*=.*"
 )
 PYTHON_SHARE = 0.05  # of the lines that hold something
 WORD = re.compile(r"\w+")
@@ -79,7 +79,7 @@ class Document:
 
 def is_python(text: str) -> bool:
     """Whether at least one line in twenty is one that only Python has."""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in map(str.strip, text.splitlines()) if line]
     return sum(PYTHON_LINE.fullmatch(line) is not None for line in lines) > PYTHON_SHARE * len(lines)
 
 

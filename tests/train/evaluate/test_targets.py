@@ -74,6 +74,11 @@ CODE = [
 ]  # fmt: skip
 
 
+def test_function_words_are_so_in_any_case() -> None:
+    document = Document.of(["Keep", " OFF", " THE", " Grass", " And", " the", " MUD"])
+    assert FAST["function_word"](document, np.zeros(7)).tolist() == [False, False, True, False, True, True, False]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

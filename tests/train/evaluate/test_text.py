@@ -93,6 +93,18 @@ def test_python_is_told_from_prose() -> None:
     assert is_python(PYTHON)
     assert not is_python("It isn't Python.\nIf you import grain, class matters.\n" * 5)
     assert not is_python("")
+    for line in (
+        "def of(self):",
+        "class Grain:",
+        "\t@cached",
+        "  import a.b, c ",
+        "self.x += 1",
+        "else:",
+        "return (1)\r",
+    ):
+        assert is_python(line)
+    for line in ("define of(", "class of 1984", "a@b", "import a; grain", "self.x", "return to sender."):
+        assert not is_python(line)
     prose = Document.of(["It ", "isn't"])
     assert not prose.python
     assert not prose.kind.any()
