@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import getpass
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +45,13 @@ def rate(
     train rate runs/demo --summary
     """
     from train.evaluate.command import learner_folders
+    from train.rate.command import login_name
     from train.rate.command import rate as serve
     from train.rate.command import summary as summarise
 
     learners = learner_folders(list(runs))
     if not summary:
-        serve(learners, rater or getpass.getuser(), db, host, port, per_learner, seed, stop)
+        serve(learners, rater or login_name(), db, host, port, per_learner, seed, stop)
         return
     records = [dataclasses.asdict(row) for row in summarise(learners, db)]
     if as_json:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import getpass
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from common.console import say
+from common.errors import ConfigError, StoreError
 from common.stopping import Stop
 from train.rate.answers import Answers
-from train.rate.items import learner_name, order_for, read_items
+from train.rate.items import learner_name, order_for, read_items, refuse_namesakes
 from train.rate.server import RatingServer, Session
 from train.rate.summary import Rated, summarise
 
@@ -25,7 +27,7 @@ def rate(
     Raises:
         StoreError: a learner without latents to show, or a file that holds no ratings.
         DataError: nothing to rate.
-        ConfigError: an address that cannot be had.
+        ConfigError: an address that cannot be had, or learners of one name.
     """
     items = order_for(rater, read_items(learners, per_learner, seed), seed)
     session = Session(rater, items, Answers(db))
@@ -43,6 +45,26 @@ def rate(
     say(f"{db}: {state['done']} of {state['total']} answered by {rater}. The same command goes on.")
 
 
+def login_name() -> str:
+    """Who runs this.
+
+    Raises:
+        ConfigError: the machine does not know, as in some containers.
+    """
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        raise ConfigError("nobody is logged in here, so say whose answers these are: --rater NAME.") from None
+
+
 def summary(learners: Sequence[Path], db: Path) -> list[Rated]:
-    """What raters said of these learners; raises as `rate`."""
+    """What raters said of these learners.
+
+    Raises:
+        StoreError: no file of ratings there.
+        ConfigError: learners of one name.
+    """
+    refuse_namesakes(learners)
+    if not db.exists():
+        raise StoreError(f"{db}: no such file. Name the file of answers with --db, or rate first.")
     return summarise(Answers(db).all(), [learner_name(folder) for folder in learners])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common.errors import DataError, StoreError
+from common.errors import ConfigError, DataError, StoreError
 from common.files import read_json
 
 N_CONTEXTS = 10
@@ -40,8 +40,10 @@ def read_items(learners: Sequence[Path], per_learner: int, seed: int) -> list[It
 
     Raises:
         StoreError: a learner without eval/latents.json, or one that is damaged.
+        ConfigError: two learners that answers could not tell apart.
         DataError: no latent to rate at all.
     """
+    refuse_namesakes(learners)
     items: list[Item] = []
     for folder in learners:
         path = folder / "eval" / "latents.json"
@@ -59,6 +61,21 @@ def read_items(learners: Sequence[Path], per_learner: int, seed: int) -> list[It
     if not items:
         raise DataError("none of these learners has a latent that was ever active, so there is nothing to rate.")
     return items
+
+
+def refuse_namesakes(learners: Sequence[Path]) -> None:
+    """Raises:
+    ConfigError: two of the learners have one name, so that answers would be of both.
+    """
+    known: dict[str, Path] = {}
+    for folder in learners:
+        name = learner_name(folder)
+        if name in known:
+            raise ConfigError(
+                f"{known[name]} and {folder} are both {name}, under which answers are kept. "
+                "Name each learner once; rename one run's folder if they are two."
+            )
+        known[name] = folder
 
 
 def learner_name(folder: Path) -> str:

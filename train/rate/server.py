@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import sys
 from collections.abc import Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -128,6 +129,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.BAD_REQUEST, "score must be 1 to 5, or null to skip")
         if not isinstance(label, str) or len(label) > MAX_LABEL:
             raise Refused(HTTPStatus.BAD_REQUEST, f"label must be text of at most {MAX_LABEL} characters")
+        if any("\ud800" <= letter <= "\udfff" for letter in label):
+            raise Refused(HTTPStatus.BAD_REQUEST, "label holds half a character, which no file can")
         self.server.session.answer(place, score, label)
         self.send_json(self.server.session.at())
 
@@ -192,6 +195,11 @@ class RatingServer(ThreadingHTTPServer):
         self.loopback = self.server_address[0] == "127.0.0.1"
         own = self.server_address[1]
         self.names = {f"{name}:{own}" for name in (LOOPBACK if self.loopback else (host,))}
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say what went wrong; a browser that went away in the middle is nothing."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def address(self) -> str:
         """What to open in a browser."""

@@ -7,10 +7,25 @@ from pathlib import Path
 
 import pytest
 
+from common.errors import ConfigError, StoreError
 from common.stopping import Stop
 from tests.train.rate.made import learner
 from train.rate.answers import Answers
-from train.rate.command import rate, summary
+from train.rate.command import login_name, rate, summary
+
+
+def test_a_summary_of_no_file_is_an_error_and_makes_none(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"none\.sqlite: no such file.*--db"):
+        summary([learner(tmp_path / "r" / "topk")], tmp_path / "none.sqlite")
+    assert not (tmp_path / "none.sqlite").exists()
+
+
+def test_where_nobody_is_logged_in_a_name_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 987_654_321)
+    with pytest.raises(ConfigError, match="--rater NAME"):
+        login_name()
 
 
 def test_it_serves_until_it_is_stopped_and_says_what_was_done(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import DataError, StoreError
+from common.errors import ConfigError, DataError, StoreError
 from tests.train.rate.made import latent, learner
 from train.rate.items import item_of, order_for, read_items
 
@@ -55,6 +55,14 @@ def test_a_damaged_file_is_one_error(tmp_path: Path, text: str) -> None:
     (folder / "eval" / "latents.json").write_text(text)
     with pytest.raises(StoreError, match=r"latents\.json"):
         read_items([folder], 5, 0)
+
+
+def test_learners_of_one_name_are_refused(tmp_path: Path) -> None:
+    folders = [learner(tmp_path / place / "r" / "topk") for place in ("a", "b")]
+    with pytest.raises(ConfigError, match=r"a/r/topk.*b/r/topk.*both r/topk.*rename"):
+        read_items(folders, 5, 0)
+    with pytest.raises(ConfigError, match="both r/topk"):
+        read_items(folders[:1] * 2, 5, 0)
 
 
 def test_nothing_to_rate_is_an_error(tmp_path: Path) -> None:

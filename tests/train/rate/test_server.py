@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import socket
+import struct
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,7 @@ def test_an_oversized_body_is_refused_unread(server: RatingServer, session: Sess
         ({"place": 0, "score": 2.5, "label": ""}, {}, 400),
         ({"place": 0, "score": True, "label": ""}, {}, 400),
         ({"place": 0, "score": 1, "label": 3}, {}, 400),
+        ({"place": 0, "score": 1, "label": "\ud800"}, {}, 400),
         ({"place": 0, "score": 1, "label": ""}, {"Content-Type": "text/plain"}, 415),
         ({"place": 0, "score": 1, "label": ""}, {"Content-Length": "x"}, 411),
     ],
@@ -152,6 +156,19 @@ def test_a_port_in_use_is_one_error(server: RatingServer, session: Session) -> N
         RatingServer("127.0.0.1", server.server_address[1], session)
     with pytest.raises(ConfigError, match="ports go from 0 to 65535"):
         RatingServer("127.0.0.1", 70000, session)
+
+
+def test_a_browser_that_goes_away_is_no_error(
+    server: RatingServer, session: Session, capsys: pytest.CaptureFixture[str]
+) -> None:
+    port = server.server_address[1]
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        linger = struct.pack("ii", 1, 0)  # closes with a reset, which the server meets while it reads
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        connection.sendall(f"POST /answer HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n".encode())
+        time.sleep(0.1)
+    assert ask(server, "GET", "/item")[0] == 200
+    assert capsys.readouterr().err == ""
 
 
 def test_a_database_that_breaks_is_told_and_the_server_lives(
