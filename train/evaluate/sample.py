@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.errors import DataError
 from train.data.batch import Batch
-from train.evaluate.sequences import MOST_VALUES, encode_sequences
+from train.evaluate.sequences import MOST_VALUES, encode_sequences, rows_of
 from train.evaluate.subject import Subject
 
 SAMPLE_TOKENS = 50_000  # looked at without --max-tokens
@@ -119,13 +119,7 @@ def coded(subject: Subject) -> Iterator[tuple[Batch, Tensor]]:
             subject.refuse_when_stopped()
             rows = slice(start, start + most)
             found = encode_sequences(subject.sae, batch, rows)
-            yield window_of(batch, rows, found.valid), found.latents
-
-
-def window_of(batch: Batch, rows: slice, valid: Tensor) -> Batch:
-    """Some sequences of a batch, as far as `valid` [rows, length] goes."""
-    context = batch.context[rows, : valid.shape[1]]
-    return Batch(batch.x[rows, : valid.shape[1]], valid, int(valid.sum()), lambda: context)
+            yield rows_of(batch, rows, found.valid.shape[1]), found.latents
 
 
 def compressed(latents: Tensor) -> sparse.csr_array:

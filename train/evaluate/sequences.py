@@ -50,11 +50,16 @@ def encoded_sequences(subject: Subject) -> Iterator[Sequences]:
 def encode_sequences(sae: SAE, batch: Batch, rows: slice) -> Sequences:
     """Sequences `rows` of a batch of whole ones."""
     length = batch.x.shape[1] // sae.window * sae.window
-    x, valid, context = (part[rows, :length] for part in (batch.x, batch.valid, batch.context))
+    whole = rows_of(batch, rows, length)
 
     def windows(values: Tensor) -> Tensor:
         return values.reshape(-1, sae.window, *values.shape[2:])
 
-    cut = Batch(windows(x), windows(valid), int(valid.sum()), lambda: windows(context))
-    whole = Batch(x, valid, cut.n_valid, lambda: context)
-    return Sequences(sae.encode(cut).view(*valid.shape, -1), valid, whole.doc, whole.token)
+    cut = Batch(windows(whole.x), windows(whole.valid), whole.n_valid, lambda: windows(whole.context))
+    return Sequences(sae.encode(cut).view(*whole.valid.shape, -1), whole.valid, whole.doc, whole.token)
+
+
+def rows_of(batch: Batch, rows: slice, length: int | None = None) -> Batch:
+    """Some sequences of a batch, their first `length` positions."""
+    valid = batch.valid[rows, :length]
+    return Batch(batch.x[rows, :length], valid, int(valid.sum()), lambda: batch.context[rows, :length])

@@ -16,6 +16,7 @@ from train.evaluate.baseline import Baseline, baseline_of
 from train.evaluate.missing import Figures, Missing, evaluation
 from train.evaluate.pairs import LAGS, Pairs
 from train.evaluate.persistence import persistence_of
+from train.evaluate.sequences import MOST_VALUES, rows_of
 from train.evaluate.smoothness import DistinctLatents, Smoothness
 from train.evaluate.subject import Evaluation, Subject
 from train.evaluate.temporal_figures import (
@@ -33,8 +34,6 @@ from train.evaluate.temporal_figures import (
     smoothness_figures,
 )
 from train.saes import load_sae
-
-MOST_VALUES = 2**24  # of codes at once: 64 MiB, and a few times that while they are looked at
 
 TEMPORAL_METRICS = {
     "tokens": "held-out tokens evaluated",
@@ -117,15 +116,12 @@ def look_at(subject: Subject, baseline: Baseline) -> tuple[Look, Look | None]:
 
 
 def pieces(subject: Subject, n_latents: int) -> Iterator[Batch]:
-    """Whole sequences in the order of the store, few enough at once for their codes; two at least, for the nulls."""
+    """Whole sequences in the order of the store, few enough at once for their codes; two at least, for the nulls.
+
+    Codes take a few times their size while they are looked at.
+    """
     rows = max(MOST_VALUES // (subject.store.context * n_latents), 2)
     for batch in subject.held_out(subject.store.context):
         for start in range(0, len(batch.x), rows):
             subject.refuse_when_stopped()
             yield rows_of(batch, slice(start, start + rows))
-
-
-def rows_of(batch: Batch, rows: slice) -> Batch:
-    """Some sequences of a batch."""
-    valid = batch.valid[rows]
-    return Batch(batch.x[rows], valid, int(valid.sum()), lambda: batch.context[rows])
