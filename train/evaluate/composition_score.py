@@ -91,7 +91,7 @@ def composition_score(codes: Codes, rows: Tensor, lower: np.ndarray, upper: np.n
     drawn = of_like_density(best, codes.density[lower], generator)
     rows_of = [rows_for(codes, latent, generator)[1] for latent in upper.tolist()]
     found, terms = regress(codes, upper, lower[best], rows_of, nonnegative=True)
-    weights = torch.zeros(len(upper), len(lower), dtype=torch.float64).scatter_(1, torch.from_numpy(best), found)
+    weights = torch.zeros(len(upper), len(lower)).scatter_(1, torch.from_numpy(best), found.float())
     null_r2 = r2_of(regress(codes, upper, lower[drawn], rows_of, nonnegative=True)[1].sum(0))
     null = (null_r2 >= PASSES) & (explained(upper_rows, lower_rows[torch.from_numpy(drawn)]) >= threshold)
     return Composition(geometric, threshold, terms, null, weights)

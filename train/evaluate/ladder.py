@@ -87,6 +87,6 @@ def post_hoc_tree(codes: Codes, lower: np.ndarray, upper: np.ndarray) -> Tensor:
         values = phi[np.arange(len(lower)), strongest]
         parent = np.where(values > best, block.start + strongest, parent)
         best = np.maximum(best, values)
-    weights = torch.zeros(len(upper), len(lower), dtype=torch.float64)
-    weights[torch.from_numpy(parent), torch.arange(len(lower))] = torch.from_numpy(best)
+    weights = torch.zeros(len(upper), len(lower))
+    weights[torch.from_numpy(parent), torch.arange(len(lower))] = torch.from_numpy(best).float()
     return weights

@@ -138,12 +138,12 @@ class Pair:
         )
 
     def between_alive(self, weights: Tensor) -> Tensor:
-        """Those of alive latents [alive upper, alive lower], float64."""
-        return weights[torch.from_numpy(self.upper)][:, torch.from_numpy(self.lower - self.n_upper)].double()
+        """Those of alive latents [alive upper, alive lower]."""
+        return weights[torch.from_numpy(self.upper)][:, torch.from_numpy(self.lower - self.n_upper)]
 
     def tree_of_alive(self) -> Tensor:
         """The post-hoc tree as weights between all latents."""
-        weights = torch.zeros(self.n_upper, len(self.rows) - self.n_upper, dtype=torch.float64)
+        weights = torch.zeros(self.n_upper, len(self.rows) - self.n_upper)
         found = post_hoc_tree(self.codes, self.lower, self.upper)
         weights[torch.from_numpy(self.upper)[:, None], torch.from_numpy(self.lower - self.n_upper)] = found
         return weights

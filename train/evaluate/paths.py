@@ -62,7 +62,7 @@ def find_paths(codes: Tensor, levels: Sequence[np.ndarray], links: Sequence[Tens
         links: weights ≥ 0 [upper, lower] between neighbours, 0 for no link. Of one level every latent is a path.
     """
     values = codes.detach().cpu().double().numpy()
-    weights = [link.double().numpy() for link in links]
+    weights = [link.float().numpy() for link in links]
     found = [token_paths([row[level] for level in levels], weights) for row in values]
     counts = [len(places) for places, _ in found]
     places = np.concatenate([places for places, _ in found])

@@ -50,7 +50,7 @@ def reuse_of(weights: Tensor, seed: int = 0) -> Reuse:
     """Of weights [upper, lower]; upper latents with no weight at all are left out of `parts`."""
     parts = is_part(weights)
     degree = parts.sum(0)
-    share = weights / weights.sum(1, keepdim=True).clamp_min(1e-300)
+    share = weights / weights.sum(1, keepdim=True).clamp_min(1e-30)
     effective = torch.exp(-torch.xlogy(share, share).sum(1))[weights.sum(1) > 0]
     overlap = mean_overlap(parts.numpy())
     others = np.array([mean_overlap(graph) for graph in graphs_of_equal_degree(parts.numpy(), seed)])
