@@ -9,6 +9,7 @@ from typing import Any
 from common.errors import ConfigError
 from common.files import read_json
 from train.evaluate.subject import Subject
+from train.settings import saved_config
 
 FLAT = "batchtopk"
 AIMS = ("k", "target_l0")
@@ -28,7 +29,8 @@ def baseline_of(subject: Subject) -> Baseline:
     Of several the one of as many latents, then the first by name. A `batchtopk` that nobody fits better is its own.
 
     Raises:
-        ConfigError: `--baseline` names no trained learner, or one of another store or hook.
+        ConfigError: `--baseline` names no trained learner, or one of another store or hook, or one that was trained on
+            documents held out here.
     """
     if subject.config.baseline is None:
         return flat_of(subject.folder.parent, subject)
@@ -42,6 +44,7 @@ def baseline_of(subject: Subject) -> Baseline:
     found = flat_of(name, subject) if folder is None else Baseline(folder)
     if found.folder is not None:
         refuse_other_activations(found.folder, subject)
+        refuse_seen_documents(found.folder, subject)
     return found
 
 
@@ -56,6 +59,25 @@ def refuse_other_activations(folder: Path, subject: Subject) -> None:
                 f"--baseline {folder}: trained on {key} {theirs[key]}, {subject.folder} on {subject.facts[key]}: "
                 "their codes do not compare. Name a learner of the same activations."
             )
+
+
+def refuse_seen_documents(folder: Path, subject: Subject) -> None:
+    """Documents are held out by a hash, so that those of a smaller share are among those of a larger one.
+
+    Nothing is known of a learner that lies outside of its run.
+
+    Raises:
+        ConfigError: the baseline was trained on some of these.
+    """
+    run, ours = folder.resolve().parent, subject.plan.config.held_out
+    if not (run / "run.toml").exists():
+        return
+    theirs = saved_config(run, subject.store.path).held_out
+    if theirs < ours:
+        raise ConfigError(
+            f"--baseline {folder}: trained on documents that are held out here (--held-out {theirs:g}, here {ours:g}): "
+            "it would be judged on what it has seen. Name a learner that holds out as many."
+        )
 
 
 def flat_of(run: Path, subject: Subject) -> Baseline:

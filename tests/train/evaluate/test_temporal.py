@@ -26,6 +26,7 @@ from train.evaluate.persistence import mass_weighted, measure_persistence
 from train.evaluate.subject import Evaluation, Models, Subject
 from train.evaluate.temporal import TEMPORAL_METRICS, temporal
 from train.saes import load_sae
+from train.settings import saved_config
 
 MATCHED = ("matched_rho_8", "matched_rho_8_baseline", "matched_difference", "matched_covered")
 
@@ -196,3 +197,19 @@ def test_a_baseline_of_other_activations_is_refused(run: Path, tmp_path: Path) -
     write_json(other / "sae" / "config.json", facts | {"hook": "blocks.9.hook_resid_post"})
     with pytest.raises(ConfigError, match=r"trained on hook blocks\.9\.hook_resid_post, .* their codes do not compare"):
         evaluated(run / "contrastive", baseline=str(other))
+
+
+def test_a_baseline_that_was_trained_on_held_out_documents_is_refused(run: Path, tmp_path: Path) -> None:
+    for share, seen in ((0.3, False), (0.1, True)):
+        other = tmp_path / f"run-{share}"
+        shutil.copytree(run, other)
+        file = other / "run.toml"
+        file.write_text(file.read_text().replace("held_out = 0.2", f"held_out = {share}"))
+        assert saved_config(other).held_out == share
+        if not seen:
+            assert evaluated(run / "contrastive", baseline=str(other)).metrics["matched_rho_8"] is not None
+            continue
+        with pytest.raises(
+            ConfigError, match=r"trained on documents that are held out here \(--held-out 0\.1, here 0\.2"
+        ):
+            evaluated(run / "contrastive", baseline=str(other))
