@@ -36,6 +36,17 @@ NORMALISATIONS = {
 }
 
 
+NAMES: dict[type, str] = {str: "text", int: "a whole number", bool: "true or false", dict: "a table"}
+METADATA: dict[str, type] = {
+    "model_name": str,
+    "hook_name": str,
+    "context_size": int,
+    "prepend_bos": bool,
+    "training_tokens": int,
+    "granary": dict,
+}
+
+
 @dataclass(frozen=True)
 class Published:
     """A published SAE.
@@ -70,7 +81,7 @@ def read_published(path: Path) -> Published:
         why = NORMALISATIONS.get(normalised, "it is not known what that does.")
         raise ConfigError(f"{path}: normalize_activations = {normalised!r}: {why}")
     form = form_of(path, config, read_weights(path / WEIGHTS_FILE, config, path))
-    about = config["metadata"]
+    about, ours = config["metadata"], config["metadata"].get("granary") or {}
     return Published(
         form=form,
         architecture=architecture,
@@ -78,7 +89,7 @@ def read_published(path: Path) -> Published:
         hook=about.get("hook_name"),
         context=about.get("context_size"),
         bos=about.get("prepend_bos"),
-        training_tokens=about.get("training_tokens") or (about.get("granary") or {}).get("training_tokens"),
+        training_tokens=about.get("training_tokens") or ours.get("training_tokens"),
     )
 
 
@@ -101,7 +112,21 @@ def read_config(path: Path) -> dict[str, Any]:
             raise StoreError(f"{path}: {key} = {size!r}; a number of at least 1 is needed.")
     if not isinstance(config.get("architecture"), str):
         raise StoreError(f"{path}: it does not say its architecture.")
+    refuse_other_types(config, {"normalize_activations": str}, path)
+    refuse_other_types(config["metadata"], METADATA, path)
     return dict(config)
+
+
+def refuse_other_types(values: dict[str, Any], types: dict[str, type], path: Path) -> None:
+    """Raises:
+    StoreError: one of the values is there and of another type than all versions write.
+    """
+    for key, expected in types.items():
+        value = values.get(key)
+        if expected is int and isinstance(value, float) and value.is_integer():
+            continue  # 1e9 for a number of tokens
+        if value is not None and type(value) is not expected:
+            raise StoreError(f"{path}: {key} = {value!r}; {NAMES[expected]} is needed.")
 
 
 def from_flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -116,6 +141,7 @@ def from_flat(config: dict[str, Any], path: Path) -> dict[str, Any]:
     normalised = config.get("normalize_activations")
     if isinstance(normalised, bool):
         normalised = "expected_average_only_in" if normalised else "none"
+    refuse_other_types(config, {"activation_fn_kwargs": dict}, path)
     about = dict(config) | {"hook_name": config.get("hook_name", config.get("hook_point"))}
     return {
         "d_in": config.get("d_in"),

@@ -95,7 +95,7 @@ def test_reconstruction_is_the_same_with_norms_and_centre_folded(
 def test_flat_settings_of_earlier_versions_are_read(architecture: str, tmp_path: Path) -> None:
     folder = published(tmp_path / "x", architecture, weights(architecture, unit=True))
     flat = {"d_in": D, "d_sae": L, "hook_point": "blocks.1.hook_resid_post", "model_name": "tiny", "prepend_bos": False,
-            "normalize_activations": None, "context_size": 64, "training_tokens": 123, "dtype": "float32"}  # fmt: skip
+            "normalize_activations": None, "context_size": 64, "training_tokens": 123.0, "dtype": "float32"}  # fmt: skip
     if architecture == "topk":
         flat |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
     elif architecture != "standard":
@@ -106,6 +106,34 @@ def test_flat_settings_of_earlier_versions_are_read(architecture: str, tmp_path:
     expected = reconstruction(architecture, weights(architecture, unit=True), x, centred=True, rescale=False)
     assert torch.allclose(sae_from(found.form)(x), expected, atol=1e-5)
     assert (found.hook, found.context, found.bos, found.training_tokens) == (ABOUT["hook_name"], 64, False, 123)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model_name", 5, "text is needed"),
+        ("hook_name", ["x"], "text is needed"),
+        ("context_size", "128", "a whole number is needed"),
+        ("context_size", True, "a whole number is needed"),
+        ("prepend_bos", "yes", "true or false is needed"),
+        ("training_tokens", {}, "a whole number is needed"),
+        ("granary", "x", "a table is needed"),
+    ],
+)
+def test_metadata_of_another_type_is_one_error(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    folder = published(tmp_path / "x", "standard", metadata=ABOUT | {key: value})
+    with pytest.raises(StoreError, match=rf"cfg\.json: {key} = .*{message}"):
+        read_published(folder)
+
+
+def test_settings_of_another_type_are_one_error(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"normalize_activations = \['x'\]; text is needed"):
+        read_published(published(tmp_path / "x", "standard", normalize_activations=["x"]))
+    flat = {"d_in": D, "d_sae": L, "activation_fn_str": "topk", "activation_fn_kwargs": [4]}
+    folder = published(tmp_path / "y", "topk")
+    (folder / "cfg.json").write_text(json.dumps(flat))
+    with pytest.raises(StoreError, match=r"activation_fn_kwargs = \[4\]; a table is needed"):
+        read_published(folder)
 
 
 def test_half_precision_weights_are_read_in_float32(tmp_path: Path) -> None:
