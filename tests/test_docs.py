@@ -36,7 +36,8 @@ from train.trainer import fit
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-FILES = {"harvest": ("harvest",), "train": ("train", "evaluate", "report", "exchange")}  # pages that describe a tool's commands
+# pages that describe a tool's commands
+FILES = {"harvest": ("harvest",), "train": ("train", "evaluate", "report", "exchange")}
 PAGES = {tool: "\n".join((DOCS / f"{name}.md").read_text() for name in names) for tool, names in FILES.items()}
 GROUPS: dict[str, click.Group] = {"harvest": harvest.cli.cli, "train": train.cli.cli}
 COMMANDS = [(tool, name) for tool, group in GROUPS.items() for name in group.commands]

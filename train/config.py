@@ -156,8 +156,8 @@ class EvalConfig(Settings):
     )
     judge: str | None = Field(
         None,
-        description="Suite interp: a chat endpoint as OpenAI's, up to /v1, that explains latents; held-out text is sent "
-        "there, with the key in GRANARY_JUDGE_KEY. Default: none, nothing is sent.",
+        description="Suite interp: a chat endpoint as OpenAI's, up to /v1, that explains latents; held-out text is "
+        "sent there, with the key in GRANARY_JUDGE_KEY. Default: none, nothing is sent.",
     )
     judge_model: str | None = Field(None, description="Suite interp: the endpoint's name of the model to ask.")
     judge_latents: Count = Field(100, gt=0, description="Suite interp: the most latents to ask about of each learner.")

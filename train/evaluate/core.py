@@ -17,7 +17,7 @@ from common.console import Progress, say
 from common.errors import ConfigError, DataError
 from common.models import LanguageModel
 from train.evaluate.core_sums import Tally, shares, weights_by_latent
-from train.evaluate.core_text import BATCHES, SEQUENCES, Contexts, Text, as_arrays, stored_activations, text_of
+from train.evaluate.core_text import BATCHES, Contexts, Text, as_arrays, stored_activations, text_of
 from train.evaluate.downstream import Downstream
 from train.evaluate.saebench import core_config, saebench_layout
 from train.evaluate.subject import Evaluation, Subject
@@ -116,11 +116,14 @@ def at_hand(subject: Subject) -> tuple[LanguageModel | None, str]:
 def downstream(subject: Subject, model: LanguageModel, text: Text, progress: Progress) -> dict[str, Any]:
     """Cross-entropy and KL divergence over the reconstruction batches."""
     if text.n_reconstruction < BATCHES[0] and subject.config.batches is None:
-        say(f"suite core: the text is short, {text.n_reconstruction} instead of {BATCHES[0]} reconstruction batches")
+        say(
+            f"suite core: the text is short: {text.n_reconstruction} instead of {BATCHES[0]} reconstruction batches, "
+            f"of {text.size} sequences"
+        )
     found = Downstream(
         model, subject.plan.hook, lambda c, x: c.coded(subject.sae, x)[1], subject.config.exclude_special
     )
-    for number, batch in enumerate(text.reconstruction.pieces(SEQUENCES)):
+    for number, batch in enumerate(text.reconstruction.pieces(text.size)):
         subject.refuse_when_stopped()
         found.add(batch.to(subject.device))
         progress.update(number + 1, f"{found.tokens:,} tokens through the model")
@@ -155,9 +158,9 @@ def reconstruction(
 def activations(subject: Subject, model: LanguageModel | None, text: Text) -> Iterator[tuple[Contexts, Tensor]]:
     """The sparsity batches with their activations [sequences, context, d] in float32."""
     hook = subject.plan.hook
-    batches = (batch.to(subject.device) for batch in text.sparsity.pieces(SEQUENCES))
+    batches = (batch.to(subject.device) for batch in text.sparsity.pieces(text.size))
     if model is None:
-        yield from zip(batches, stored_activations(subject, text.n_reconstruction, text.n_sparsity), strict=True)
+        yield from zip(batches, stored_activations(subject, text), strict=True)
         return
     for batch in batches:
         yield batch, model.capture(batch.tokens, [hook])[hook].flatten(2).float()
@@ -187,7 +190,7 @@ def reasons_of(measured: Mapping[str, Any], missing: str) -> dict[str, str]:
 def config_of(subject: Subject, text: Text, model: LanguageModel | None) -> dict[str, Any]:
     dataset = subject.config.corpus or f"held-out documents of {subject.store.path.name}"
     batches = (text.n_reconstruction, text.n_sparsity)
-    return core_config(subject, dataset, text.contexts.tokens.shape[1], batches, model is not None)
+    return core_config(subject, dataset, text.contexts.tokens.shape[1], batches, text.size, model is not None)
 
 
 def facts(subject: Subject, text: Text, model: LanguageModel | None) -> dict[str, Any]:
@@ -200,7 +203,7 @@ def facts(subject: Subject, text: Text, model: LanguageModel | None) -> dict[str
             "context": text.contexts.tokens.shape[1],
             "batches_asked": list(asked),
             "batches": [text.n_reconstruction, text.n_sparsity],
-            "sequences_per_batch": SEQUENCES,
+            "sequences_per_batch": text.size,
         },
         "activations": {
             "from": "the store" if model is None else "the model",

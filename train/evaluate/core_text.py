@@ -85,21 +85,23 @@ class Text:
     """What is evaluated: `n_reconstruction` batches for the downstream figures, the next `n_sparsity` for all others.
 
     Attributes:
+        size: sequences of a batch: 16, fewer where the text fills no two batches.
         source: where it is from, as JSON values.
     """
 
     contexts: Contexts
     n_reconstruction: int
     n_sparsity: int
+    size: int
     source: dict[str, Any]
 
     @property
     def reconstruction(self) -> Contexts:
-        return self.contexts[: self.n_reconstruction * SEQUENCES]
+        return self.contexts[: self.n_reconstruction * self.size]
 
     @property
     def sparsity(self) -> Contexts:
-        return self.contexts[self.n_reconstruction * SEQUENCES :]
+        return self.contexts[self.n_reconstruction * self.size :]
 
 
 def text_of(subject: Subject, model: LanguageModel | None) -> Text:
@@ -118,28 +120,29 @@ def text_of(subject: Subject, model: LanguageModel | None) -> Text:
         assert model is not None
         contexts, source = packed_contexts(subject, model, wanted)
         where = f"--corpus {subject.config.corpus} fills"
-    n_reconstruction, n_sparsity = settle_batches(subject.config, contexts, where)
-    used = contexts[: SEQUENCES * (n_reconstruction + n_sparsity)]
-    return Text(used, n_reconstruction, n_sparsity, source)
+    n_reconstruction, n_sparsity, size = settle_batches(subject.config, contexts, where)
+    return Text(contexts[: size * (n_reconstruction + n_sparsity)], n_reconstruction, n_sparsity, size, source)
 
 
-def settle_batches(config: EvalConfig, contexts: Contexts, where: str) -> tuple[int, int]:
-    """Reconstruction and sparsity batches: those asked for; else ten and one, or what there is down to one each.
+def settle_batches(config: EvalConfig, contexts: Contexts, where: str) -> tuple[int, int, int]:
+    """Reconstruction and sparsity batches, and the sequences of each.
+
+    Those asked for, of 16; else ten and one, or as many as there are; of fewer sequences where two batches are more
+    than there is.
 
     Raises:
         DataError: too few sequences.
     """
-    asked = config.core_batches() or BATCHES
-    whole = len(contexts) // SEQUENCES
-    if whole >= sum(asked):
-        return asked
-    if config.batches is None and whole >= 2:
-        return whole - 1, 1
-    needed = sum(asked) if config.batches is not None else 2
+    asked, n = config.core_batches() or BATCHES, len(contexts)
+    if n >= SEQUENCES * sum(asked):
+        return *asked, SEQUENCES
+    if config.batches is None and n >= 2:
+        return max(n // SEQUENCES - 1, 1), 1, min(n // 2, SEQUENCES)
+    needed = SEQUENCES * sum(asked) if config.batches is not None else 2
+    what = "one of each kind of batch" if config.batches is None else f"--batches {config.batches}"
     raise DataError(
-        f"suite core: {where} {len(contexts)} sequences of {contexts.tokens.shape[1]} tokens; "
-        f"{f'--batches {config.batches}' if config.batches is not None else 'one batch of each kind'} needs "
-        f"{needed * SEQUENCES}. Ask for fewer batches, or name a longer text with --corpus."
+        f"suite core: {where} {n} sequences of {contexts.tokens.shape[1]} tokens; {what} needs {needed}. "
+        "Ask for fewer batches, name a longer text with --corpus, or hold out more documents (train fit --held-out)."
     )
 
 
@@ -187,13 +190,14 @@ def contexts_of(tokens: Tensor, documents: Tensor, special_tokens: list[int]) ->
     return Contexts(tokens.long(), documents, torch.from_numpy(positions).view_as(documents), special, ~special)
 
 
-def stored_activations(subject: Subject, first: int, n: int) -> Iterator[Tensor]:
-    """Batches `first` to `first + n` of the store's own activations, each [16, context, d] float32.
+def stored_activations(subject: Subject, text: Text) -> Iterator[Tensor]:
+    """The sparsity batches' activations from the store, each [sequences, context, d] float32.
 
     In the order of `held_out_contexts`; a position that was masked at harvest is 0.
     """
     batches = (batch.x for batch in subject.held_out(window=subject.store.context))
-    for x in itertools.islice(recut(batches, SEQUENCES), first, first + n):
+    first = text.n_reconstruction
+    for x in itertools.islice(recut(batches, text.size), first, first + text.n_sparsity):
         yield x.float()
 
 

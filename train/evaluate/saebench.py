@@ -56,7 +56,7 @@ def saebench_layout(
     """The keys that SAEBench writes at the top level.
 
     Args:
-        measured: our figures by name; None where one was not measured (null here too), not finite where it is none (−1 here).
+        measured: our figures by name; None where one was not measured (null here too), not finite: −1 here.
         by_latent: figures of each latent [d_sae].
     """
     metrics = {
@@ -90,13 +90,13 @@ def saved(value: Any) -> Any:
 
 
 def core_config(
-    subject: Subject, dataset: str, context: int, batches: tuple[int, int], with_model: bool
+    subject: Subject, dataset: str, context: int, batches: tuple[int, int], size: int, with_model: bool
 ) -> dict[str, Any]:
-    """SAEBench's `eval_config`; `batches` of sixteen sequences."""
+    """SAEBench's `eval_config`; `batches` of `size` sequences."""
     return {
         "model_name": str(subject.facts.get("model", "")),
         "llm_dtype": "float32",
-        "batch_size_prompts": 16,
+        "batch_size_prompts": size,
         "n_eval_reconstruction_batches": batches[0],
         "n_eval_sparsity_variance_batches": batches[1],
         "dataset": dataset,

@@ -218,9 +218,13 @@ def test_a_short_text_gives_fewer_batches_and_says_so(
     assert 2 <= n < 11
     assert found.more["text"]["batches_asked"] == [10, 1]
     assert found.more["text"]["batches"] == [n - 1, 1]
-    assert f"the text is short, {n - 1} instead of 10 reconstruction batches" in capsys.readouterr().err
-    with pytest.raises(DataError, match="one batch of each kind needs 32"):
-        core(subject(store, models, known("identity"), batches=None, max_tokens=200))
+    assert f"the text is short: {n - 1} instead of 10 reconstruction batches, of 16 seq" in capsys.readouterr().err
+    few = core(subject(store, models, known("identity"), batches=None, max_tokens=200))
+    size = few.more["text"]["sequences_per_batch"]
+    assert (few.more["text"]["batches"], len(few.arrays["tokens"])) == ([1, 1], 2 * size)
+    assert 1 <= size < 16
+    assert few.metrics["ce_loss_score"] == pytest.approx(1, abs=1e-6)
+    assert few.more["eval_config"]["batch_size_prompts"] == size
 
 
 def test_norms_that_stand_out_are_held_against_the_true_separators(

@@ -63,7 +63,8 @@ def test_held_out_sequences_are_those_with_a_held_out_token_in_order(store: Stor
 
 def test_stored_activations_are_those_of_the_sparsity_batches(store: Store) -> None:
     looked_at = subject(store, batches="1,2")
-    text, found = text_of(looked_at, None), list(stored_activations(looked_at, 1, 2))
+    text = text_of(looked_at, None)
+    found = list(stored_activations(looked_at, text))
     assert [tuple(x.shape) for x in found] == [(16, 64, 16)] * 2
     tokens = {store.rows("tokens", row, row + 1).tobytes(): row for row in range(store.n_sequences)}
     for row, x in zip(text.sparsity.tokens, torch.cat(found), strict=True):
@@ -81,17 +82,19 @@ def test_recut_gives_every_row_in_order_and_drops_the_rest() -> None:
 @pytest.mark.parametrize(
     ("batches", "sequences", "expected"),
     [
-        (None, 999, (10, 1)),
-        (None, 176, (10, 1)),
-        (None, 175, (9, 1)),
-        (None, 32, (1, 1)),
-        ("1,1", 32, (1, 1)),
-        ("3,4", 112, (3, 4)),
-        ("3,4", 999, (3, 4)),
+        (None, 999, (10, 1, 16)),
+        (None, 176, (10, 1, 16)),
+        (None, 175, (9, 1, 16)),
+        (None, 32, (1, 1, 16)),
+        (None, 31, (1, 1, 15)),
+        (None, 2, (1, 1, 1)),
+        ("1,1", 32, (1, 1, 16)),
+        ("3,4", 112, (3, 4, 16)),
+        ("3,4", 999, (3, 4, 16)),
     ],
 )
 def test_batches_are_those_asked_for_or_what_there_is(
-    batches: str | None, sequences: int, expected: tuple[int, int]
+    batches: str | None, sequences: int, expected: tuple[int, int, int]
 ) -> None:
     assert settle_batches(config(batches), blank(sequences), "x fills") == expected
 
@@ -99,7 +102,7 @@ def test_batches_are_those_asked_for_or_what_there_is(
 @pytest.mark.parametrize(
     ("batches", "sequences", "message"),
     [
-        (None, 31, "suite core: x fills 31 sequences of 8 tokens; one batch of each kind needs 32. Ask for fewer"),
+        (None, 1, "suite core: x fills 1 sequences of 8 tokens; one of each kind of batch needs 2. Ask for fewer"),
         ("3,4", 111, "suite core: x fills 111 sequences of 8 tokens; --batches 3,4 needs 112. Ask for fewer"),
     ],
 )
@@ -124,8 +127,8 @@ def blank(sequences: int) -> Contexts:
 
 
 def test_without_held_out_documents_there_is_nothing_to_look_at(store: Store) -> None:
-    looked_at = subject(store, max_tokens=100)
-    with pytest.raises(DataError, match=r"the held-out documents of .* \(--max-tokens 100\) fill \d sequences"):
+    looked_at = subject(store, max_tokens=1)
+    with pytest.raises(DataError, match=r"the held-out documents of .* \(--max-tokens 1\) fill 1 sequences"):
         text_of(looked_at, None)
 
 

@@ -94,8 +94,17 @@ def test_reconstruction_is_the_same_with_norms_and_centre_folded(
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_flat_settings_of_earlier_versions_are_read(architecture: str, tmp_path: Path) -> None:
     folder = published(tmp_path / "x", architecture, weights(architecture, unit=True))
-    flat = {"d_in": D, "d_sae": L, "hook_point": "blocks.1.hook_resid_post", "model_name": "tiny", "prepend_bos": False,
-            "normalize_activations": None, "context_size": 64, "training_tokens": 123.0, "dtype": "float32"}  # fmt: skip
+    flat = {
+        "d_in": D,
+        "d_sae": L,
+        "hook_point": "blocks.1.hook_resid_post",
+        "model_name": "tiny",
+        "prepend_bos": False,
+        "normalize_activations": None,
+        "context_size": 64,
+        "training_tokens": 123.0,
+        "dtype": "float32",
+    }
     if architecture == "topk":
         flat |= {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": K}}
     elif architecture != "standard":
