@@ -18,7 +18,7 @@ from train.report.palette import NEUTRAL
 Line = dict[str, Any]
 LEVEL_DASHES = ("dashed", "dotted", "dashdot", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
 SEVERAL = "Bars: mean over seeds, line: 95 % interval (Student's t), dots: seeds."
-ONE = "One seed each; a line is the 95 % interval over resampled documents, where the evaluation has one."
+ONE = "One seed each; lines: 95 % intervals over documents, where the evaluation has them."
 RANGE = "Lines: mean over seeds; bands: from the lowest to the highest."
 NO_LINES = "nothing was logged: no step was taken, or metrics.jsonl is gone"
 
