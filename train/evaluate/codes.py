@@ -52,6 +52,12 @@ class Codes:
         """Share of the tokens on which each latent is active [latents]."""
         return np.asarray(np.diff(self.values.indptr) / max(self.n, 1))
 
+    @property
+    def second_half(self) -> Codes:
+        """The tokens of the second half alone."""
+        values = sparse.csc_array(self.values.tocsr()[self.middle :])
+        return Codes(values, self.document[self.middle :] - self.first_documents, 0)
+
     def by_document(self, values: sparse.sparray) -> np.ndarray:
         """Sums over the tokens of each document: [n, columns] -> [documents, columns], float64."""
         ones = np.ones(self.n)

@@ -242,25 +242,26 @@ def put_reuse(found: Figures, weights: Tensor, seed: int) -> None:
 
 def put_edges(found: Figures, pair: Pair, weights: Tensor, seed: int) -> None:
     """Over all latents of the levels: a child whose parent is dead is not covered."""
-    n_upper = pair.n_upper
+    n_upper, codes, x = pair.n_upper, pair.codes, pair.x
+    if pair.weights is None:  # on the first half, where it was made, a tree covers unrelated levels too
+        codes, x = codes.second_half, x[codes.middle :]
     parent, child = is_part(weights).nonzero().T
     if not len(parent):
         for start in ("coverage", "edge", "hcs", "parent", "invalid", "residual"):
             found.leave(start, "no upper latent has a part")
         return
     edges = Edges(slice(0, n_upper), slice(n_upper, len(pair.rows)), parent, child, weights[parent, child])
-    sums = edge_sums_by_document(pair.codes, edges)
+    sums = edge_sums_by_document(codes, edges)
     scores = sums.scores()
-    null = edge_sums_by_document(
-        pair.codes, permuted(edges, torch.from_numpy(pair.codes.density[:n_upper]), seed)
-    ).scores()
+    given = permuted(edges, torch.from_numpy(codes.density[:n_upper]), seed)
+    null = edge_sums_by_document(codes, given).scores()
     for name, value in zip(EDGE_FIGURES, edge_figures(scores), strict=True):
         found.put(name, value)
     found.put("edge_r2_null", null.r2)
     found.put("hcs_up_null", null.hcs())
     found.put("hcs_down_null", null.hcs(top_down=True))
     found.between(EDGE_FIGURES, sums.intervals(edge_figures))
-    density, invalid = parent_densities(pair.codes, edges)
+    density, invalid = parent_densities(codes, edges)
     found.put("parent_density", density)
     found.put("invalid_share", invalid)
     found.more |= {
@@ -270,7 +271,7 @@ def put_edges(found: Figures, pair: Pair, weights: Tensor, seed: int) -> None:
         "coverage_up_unweighted": scores.plain_up,
         "coverage_down_unweighted": scores.plain_down,
     }
-    directions = edge_directions(pair.codes, edges, pair.x, pair.rows, pair.all_rows, seed)
+    directions = edge_directions(codes, edges, x, pair.rows, pair.all_rows, seed)
     why_not = "no edge has a child active on ten tokens and a parent active on ten without it"
     found.put("residual_cosine", float(directions.residual.mean()), why_not)
     found.put("residual_rank", float(directions.ranked.double().mean()), why_not)

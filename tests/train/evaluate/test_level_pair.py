@@ -81,6 +81,12 @@ def test_without_weights_the_tree_is_found_and_reuse_is_that_of_the_regression()
     assert found.values["reuse_once"] == 1
 
 
+def test_a_post_hoc_tree_of_unrelated_levels_scores_as_its_null() -> None:
+    found = measure_pair(pair(None, made=False)).values
+    for name in ("coverage_up", "coverage_down"):  # .043 up where the tree was made, too
+        assert found[name] == pytest.approx(0, abs=0.03), name
+
+
 def test_levels_that_have_nothing_to_do_with_each_other_score_as_their_nulls() -> None:
     found = measure_pair(pair(family_weights(), made=False)).values
     for name in (
