@@ -165,9 +165,14 @@ def others_of_like_density(density: Tensor, seed: int) -> Tensor:
 
 
 def density_bins(density: Tensor) -> list[Tensor]:
-    """Latents by log density, bins merged from the sparse end until each holds at least 8 (or there is one)."""
-    logs = density.cpu().double().clamp_min(1e-12).log()
-    low, width = logs.min(), (logs.max() - logs.min()).clamp_min(1e-9)
+    """Latents by log density, bins merged from the sparse end until each holds at least 8 (or there is one).
+
+    Those that never fire are with the sparsest, and do not widen the bins of the others.
+    """
+    logs = density.cpu().double().log()
+    low = logs[logs.isfinite()].min() if logs.isfinite().any() else logs.new_zeros(())
+    logs = logs.maximum(low)
+    width = (logs.max() - low).clamp_min(1e-9)
     numbers = ((logs - low) / width * DENSITY_BINS).long().clamp(max=DENSITY_BINS - 1)
     bins: list[Tensor] = []
     waiting = torch.zeros(0, dtype=torch.int64)

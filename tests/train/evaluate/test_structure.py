@@ -97,6 +97,16 @@ def test_bins_hold_at_least_eight_and_everybody() -> None:
     assert all(left[1] < right[0] for left, right in pairwise(ends))
 
 
+def test_latents_that_never_fire_leave_the_bins_of_the_others_as_they_are() -> None:
+    density = torch.logspace(-3, -1, 40)
+    sparsest, *others = density_bins(torch.cat([density, torch.zeros(8)]))
+    assert set(range(40, 48)) < set(sparsest.tolist())
+    assert len(others) == 4
+    assert all(density[members].max() < 4.1 * density[members].min() for members in others)  # three bins at most
+    (dead,) = density_bins(torch.zeros(9))
+    assert dead.tolist() == list(range(9))
+
+
 def test_permuted_children_stay_in_the_bin_but_leave_their_parent() -> None:
     density = torch.linspace(-9, -1, 40).exp()
     own = edges(40, 2)
