@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 
 from common.models import Tokenizer
 from train.evaluate.text import spell
 
 REPLACEMENT = "\ufffd"  # what decoding gives for bytes that are no character alone
+UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # control, format and space characters
 
 
 def readable(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[int, str]:
     """The text of each token with the space before it; line breaks and tabs are themselves.
 
-    Bytes that are no character alone are `<0xE2>`, other control characters their pictures (`␀`), and a token that
-    spells nothing has its name in the vocabulary.
+    Bytes that are no character alone are `<0xE2>`, control characters their pictures (`␀`), other spaces and
+    format characters `<U+200B>`, and a token that spells nothing has its name in the vocabulary.
     """
     return {token: piece(tokenizer, token, text) for token, text in spell(tokenizer, ids).items()}
 
@@ -26,11 +28,11 @@ def piece(tokenizer: Tokenizer, token: int, text: str) -> str:
 
 
 def shown(character: str) -> str:
-    """A character, or what stands for a control character."""
+    """A character, or what stands for one that is not seen, or turns the line around."""
     code = ord(character)
-    if character in "\n\t" or 0x20 <= code < 0x7F or code >= 0xA0:
+    if character in "\n\t " or unicodedata.category(character) not in UNSEEN:
         return character
-    if code <= 0x20:
+    if code < 0x20:
         return chr(0x2400 + code)
     return "\u2421" if code == 0x7F else f"<U+{code:04X}>"
 

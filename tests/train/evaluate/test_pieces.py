@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from common.models import ByteTokenizer, Tokenizer, find_model, load_tokenizer
-from train.evaluate.pieces import byte_alphabet, bytes_named, readable
+from train.evaluate.pieces import byte_alphabet, bytes_named, readable, shown
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +37,11 @@ def test_control_characters_are_seen() -> None:
     assert list(readable(tokenizer, [0, 9, 10, 27, 65, 127, 128, 255, 256, 259]).values()) == [
         "␀", "\t", "\n", "␛", "A", "␡", "<0x80>", "<0xFF>", "<256>", "<259>",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("character", ["\u00a0", "\u00ad", "\u200b", "\u2028", "\u202e", "\u2066", "\ufeff"])
+def test_characters_that_are_not_seen_or_turn_the_line_are_named(character: str) -> None:
+    assert shown(character) == f"<U+{ord(character):04X}>"
 
 
 def test_special_tokens_and_ids_beyond_the_vocabulary_have_a_name(demo: Tokenizer) -> None:
