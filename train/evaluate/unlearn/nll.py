@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from common.console import Progress
+from common.console import Progress, say
 from common.files import file_sha256, fingerprint
 from train.config import UnlearnConfig
 from train.evaluate.pieces import readable
@@ -111,6 +111,7 @@ def evaluate_nll(folder: Path, patient: Patient, texts: Mapping[str, Text], conf
     Raises:
         Interrupted: asked to stop.
     """
+    say(f"unlearn {folder.name}: looking where its latents fire")
     forget, retain = (activity(patient, texts[name].selection) for name in (FORGET, RETAIN))
     settings = make_settings(config, forget, retain)
     latents = tuple(sorted({latent for setting in settings for latent in setting.clamp.latents}))

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from common.console import Progress
+from common.console import Progress, say
 from common.corpus import CorpusOptions, LocalCorpus
 from common.files import fingerprint
 from common.models import HfTokenizer
@@ -73,6 +73,7 @@ def evaluate_saebench(subject: Subject, config: UnlearnConfig) -> Evaluation:
     kept = Kept(
         subject.folder / "eval" / "unlearn-saebench.jsonl", identity_of(subject.folder, patient) | {"float": 16}
     )
+    say(f"unlearn {subject.folder.name}: looking where its latents fire")
     forget_rows, retain_rows = corpora(folder, tokenizer)
     forget, retain = (kept_activity(kept, patient, rows) for rows in (forget_rows, retain_rows))
     settings = make_settings(forget, retain)
