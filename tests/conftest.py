@@ -18,6 +18,7 @@ from common.stopping import Stop
 from common.store import Store
 from harvest.config import HarvestConfig
 from harvest.run import harvest
+from tests.tiny import neox
 from tests.warm import WarmServer
 
 HOOK = "blocks.1.hook_resid_post"
@@ -39,19 +40,9 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A GPT-NeoX of 3 layers and 16 dimensions with random weights and no tokenizer (raw bytes are used)."""
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("models") / "neox-tiny"
-    config = GPTNeoXConfig(
-        vocab_size=260,
-        hidden_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=128,
-    )
-    GPTNeoXForCausalLM(config).save_pretrained(folder)
+    neox(max_position_embeddings=128).save_pretrained(folder)
     return folder
 
 

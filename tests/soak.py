@@ -16,6 +16,7 @@ from pathlib import Path
 import click
 import torch
 
+from tests.tiny import gpt2
 from tests.warm import WarmServer
 
 HARVEST = ["harvest", "run", "--model", "model", "--layer", "1", "--corpus", "texts", "--tokens", "40k",
@@ -27,13 +28,8 @@ TRAIN = ["train", "fit", "--cache", "soak.zarr", "--variant", "topk", "--variant
 
 def make_inputs(folder: Path) -> None:
     """A tiny model and some texts."""
-    from transformers import GPT2Config, GPT2LMHeadModel
-
     torch.manual_seed(0)
-    shape = GPT2Config(
-        vocab_size=260, n_embd=16, n_layer=3, n_head=2, n_positions=64, bos_token_id=256, eos_token_id=256
-    )
-    GPT2LMHeadModel(shape).save_pretrained(folder / "model")
+    gpt2(n_positions=64, bos_token_id=256, eos_token_id=256).save_pretrained(folder / "model")
     (folder / "texts").mkdir()
     chooser = random.Random(0)
     for number in range(60):

@@ -17,47 +17,7 @@ from safetensors.torch import load_file
 from common import models
 from common.errors import ConfigError
 from common.models import ByteTokenizer, LanguageModel, find_model, layer_of, load_model, load_tokenizer
-
-LAYERS = 3
-
-
-def gpt2() -> Any:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return GPT2LMHeadModel(GPT2Config(vocab_size=260, n_embd=16, n_layer=LAYERS, n_head=2, n_positions=32))
-
-
-def neox() -> Any:
-    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
-
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=260,
-            hidden_size=16,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=32,
-        )
-    )
-
-
-def gemma2() -> Any:
-    from transformers import Gemma2Config, Gemma2ForCausalLM
-
-    return Gemma2ForCausalLM(
-        Gemma2Config(
-            vocab_size=260,
-            hidden_size=16,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=8,
-            intermediate_size=32,
-            max_position_embeddings=32,
-            sliding_window=8,
-        )
-    )
+from tests.tiny import LAYERS, gemma2, gpt2, neox
 
 
 @pytest.fixture(scope="module")

@@ -13,25 +13,9 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.models import DEMO_FOLDER, LanguageModel, find_model, load_model
 from common.splice import fixed, gradient_of, logits_of, zeros
-from tests.common.test_models import LAYERS, gemma2, gpt2, neox
+from tests.tiny import LAYERS, gemma2, gpt2, llama, neox
 
 HOOK = "blocks.1.hook_resid_post"
-
-
-def llama() -> Any:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=4096,
-            hidden_size=16,
-            num_hidden_layers=LAYERS,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            intermediate_size=32,
-            max_position_embeddings=32,
-        )
-    )
 
 
 def tilted(activations: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.serving import running
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,5 @@ def chat(answer: Callable[[Asked, int], Reply]) -> Iterator[Chat]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     state = Chat(server.server_address[1])
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with running(server):
         yield state
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import GPTNeoXForCausalLM
 
 from common.stopping import Stop
 from harvest.run import harvest
 from tests.conftest import harvest_config
+from tests.tiny import neox
 from tests.train import runs
 from train.saes import make_sae, save_sae
 from train.saes.base import SAE
@@ -28,15 +29,7 @@ Q, A, X = (LETTERS.index(letter) for letter in "qax")
 def make_model(folder: Path) -> Path:
     """The model, saved."""
     torch.manual_seed(0)
-    config = GPTNeoXConfig(
-        vocab_size=257,
-        hidden_size=D,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        max_position_embeddings=64,
-    )
-    model = GPTNeoXForCausalLM(config)
+    model = neox(vocab_size=257, num_hidden_layers=2, intermediate_size=16, max_position_embeddings=64)
     with torch.no_grad():
         for block in model.gpt_neox.layers:
             for layer in (block.attention.dense, block.mlp.dense_4h_to_h):

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from tests.tiny import gemma2
 from train.evaluate.unlearn.questions import SIDE_SETS
 
 SPECIAL = ["<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"]
@@ -39,21 +40,17 @@ def make_gemma(folder: Path) -> Path:
     """The model, saved with its tokenizer."""
     torch.manual_seed(2)
     tokenizer = make_tokenizer()
-    config = Gemma2Config(
+    model = gemma2(
         vocab_size=len(tokenizer),
-        hidden_size=D,
         intermediate_size=16,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
         max_position_embeddings=1024,
+        sliding_window=4096,
         initializer_range=0.3,
         pad_token_id=0,
         eos_token_id=1,
         bos_token_id=BOS,
     )
-    Gemma2ForCausalLM(config).save_pretrained(folder)
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
