@@ -19,7 +19,7 @@ from common.console import emit_json, table
 @click.option("--per-learner", default=50, type=click.IntRange(min=1), show_default=True, help="Latents of each.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample of latents and of their order.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address; any but this one lets others answer.")
-@click.option("--port", default=8765, show_default=True, help="Port to serve on; 0 takes a free one.")
+@click.option("--port", default=8765, type=click.IntRange(0, 65_535), show_default=True, help="0 takes a free one.")
 @click.option("--summary", is_flag=True, help="Serve nothing: say what raters said, learner by learner.")
 @click.option("--json", "as_json", is_flag=True, help="With --summary: one JSON list instead of a table.")
 @click.pass_obj
@@ -44,12 +44,12 @@ def rate(
     train rate runs/demo
     train rate runs/demo --summary
     """
-    from train.evaluate.command import learner_folders
+    from train.folders import learner_folders
     from train.rate.command import login_name
     from train.rate.command import rate as serve
     from train.rate.command import summary as summarise
 
-    learners = learner_folders(list(runs))
+    learners = learner_folders(runs)
     if not summary:
         serve(learners, rater or login_name(), db, host, port, per_learner, seed, stop)
         return

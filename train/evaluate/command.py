@@ -18,6 +18,7 @@ from train.config import EvalConfig
 from train.data.reader import Batches
 from train.evaluate import SUITES, write_evaluation
 from train.evaluate.subject import Models, Subject
+from train.folders import learner_folders
 from train.prepare import load_plan
 from train.saes import load_sae
 from train.settings import saved_config
@@ -58,22 +59,6 @@ def teller(progress: Progress, done: int, what: str) -> Callable[[int], None]:
 
     progress.update(done, what)
     return tell
-
-
-def learner_folders(runs: list[Path]) -> list[Path]:
-    """The learner folders that hold a trained SAE.
-
-    Raises:
-        StoreError: a path with none.
-    """
-    folders = []
-    for run in runs:
-        run = run.resolve() if run.name in ("", "..") else run  # its name and its parent are wanted
-        found = [run] if (run / "sae").is_dir() else sorted(path.parent for path in run.glob("*/sae"))
-        if not found:
-            raise StoreError(f"{run}: no finished learner here. If the run was stopped: train resume {run}")
-        folders += found
-    return folders
 
 
 @contextmanager

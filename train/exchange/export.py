@@ -11,9 +11,9 @@ from pathlib import Path
 from common.console import say
 from common.errors import ConfigError
 from common.files import make_folder
-from train.evaluate.command import learner_folders
 from train.exchange import dictionary_learning, saelens, sparsify
 from train.exchange.about import About, about_sae
+from train.folders import learner_folders
 from train.saes import load_sae
 from train.saes.affine import AffineForm
 from train.saes.base import SAE

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.console import say
 from common.errors import ConfigError, StoreError
@@ -14,7 +15,9 @@ from common.stopping import Stop
 from train.rate.answers import Answers
 from train.rate.items import learner_name, order_for, read_items, refuse_namesakes
 from train.rate.server import RatingServer, Session
-from train.rate.summary import Rated, summarise
+
+if TYPE_CHECKING:
+    from train.rate.summary import Rated
 
 LOOK_EVERY_S = 0.2
 
@@ -64,6 +67,8 @@ def summary(learners: Sequence[Path], db: Path) -> list[Rated]:
         StoreError: no file of ratings there.
         ConfigError: learners of one name.
     """
+    from train.rate.summary import summarise  # imports scipy, which serving does not need
+
     refuse_namesakes(learners)
     if not db.exists():
         raise StoreError(f"{db}: no such file. Name the file of answers with --db, or rate first.")

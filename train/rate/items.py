@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ class Item:
         learner: `<run>/<learner>`; never sent to the page.
         latent: its number; never sent either.
         contexts: [{"tokens": [text], "values": [0 to 1], "peak": place}], the strongest first.
-        promoted: tokens that its decoder row makes likelier, or empty.
+        promoted: tokens that its decoder row makes likelier; of all items or of none.
     """
 
     learner: str
@@ -60,7 +60,12 @@ def read_items(learners: Sequence[Path], per_learner: int, seed: int) -> list[It
         items += random.Random(f"{seed} {learner_name(folder)}").sample(shown, min(per_learner, len(shown)))
     if not items:
         raise DataError("none of these learners has a latent that was ever active, so there is nothing to rate.")
-    return items
+    return alike(items)
+
+
+def alike(items: list[Item]) -> list[Item]:
+    """The items, without promoted tokens unless all have them: those who have would be told from those who have not."""
+    return items if all(item.promoted for item in items) else [replace(item, promoted=()) for item in items]
 
 
 def refuse_namesakes(learners: Sequence[Path]) -> None:

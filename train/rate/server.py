@@ -188,8 +188,8 @@ class RatingServer(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, session: Session) -> None:
         try:
             super().__init__((host, port), Handler)
-        except (OSError, OverflowError) as error:
-            why = error.strerror if isinstance(error, OSError) else "ports go from 0 to 65535"
+        except (OSError, OverflowError, UnicodeError) as error:  # no such port, no such name
+            why = getattr(error, "strerror", None) or error
             raise ConfigError(f"--host {host} --port {port}: {why}. Choose another; 0 takes a free one.") from None
         self.session = session
         self.loopback = self.server_address[0] == "127.0.0.1"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -26,6 +28,23 @@ def test_where_nobody_is_logged_in_a_name_is_asked_for(monkeypatch: pytest.Monke
     monkeypatch.setattr("os.getuid", lambda: 987_654_321)
     with pytest.raises(ConfigError, match="--rater NAME"):
         login_name()
+
+
+def test_serving_loads_nothing_slow(tmp_path: Path) -> None:
+    program = """
+import sys
+from common.errors import ConfigError
+from train.cli import cli
+try:
+    cli.main(["rate", sys.argv[1], "--rater", "ada", "--db", sys.argv[1] + "/r.sqlite", "--host", "no such host"])
+except ConfigError:
+    print(*sorted({"torch", "scipy", "zarr", "matplotlib"} & set(sys.modules)), "refused")
+"""
+    folder = learner(tmp_path / "r" / "topk")
+    done = subprocess.run(
+        [sys.executable, "-c", "import granary\n" + program, folder], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "refused\n", done.stderr
 
 
 def test_it_serves_until_it_is_stopped_and_says_what_was_done(

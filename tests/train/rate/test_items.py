@@ -31,6 +31,15 @@ def test_the_page_learns_nothing_of_the_learner(tmp_path: Path) -> None:
         assert tell not in shown
 
 
+def test_promoted_tokens_are_shown_of_all_learners_or_of_none(tmp_path: Path) -> None:
+    folders = [learner(tmp_path / "r" / name) for name in ("topk", "imported")]
+    assert {item.promoted for item in read_items(folders, 50, 0)} == {("x",)}
+    path = folders[1] / "eval" / "latents.json"
+    path.write_text(path.read_text().replace('"promoted": [["x", 1.5]]', '"promoted": null'))
+    assert {item.promoted for item in read_items(folders, 50, 0)} == {()}
+    assert {item.promoted for item in read_items(folders[:1], 50, 0)} == {("x",)}
+
+
 def test_activations_are_shares_of_the_largest() -> None:
     assert item_of("r/x", latent(0, largest=4.0)).contexts[0]["values"] == [0.0, 1.0, 0.25]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import sqlite3
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.browser import needs_browser, open_browser
+from tests.serving import running
 from tests.train.rate.made import HOSTILE, learner
 from train.rate.answers import Answers
 from train.rate.items import Item, order_for, read_items
-from train.rate.server import Handler, RatingServer, Session
+from train.rate.server import RatingServer, Session
 
 pytestmark = needs_browser
 N = 4
@@ -30,8 +31,23 @@ def driver() -> Iterator[Any]:
 
 @pytest.fixture(autouse=True)
 def connections_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With each answer, so that none outlives its server, as none does its process."""
-    monkeypatch.setattr(Handler, "protocol_version", "HTTP/1.0")
+    """With their server, as they do with its process: a browser opens some before it needs them."""
+    opened: list[socket.socket] = []
+    accept, close = RatingServer.get_request, RatingServer.server_close
+
+    def get_request(server: RatingServer) -> tuple[Any, Any]:
+        connection, address = accept(server)
+        opened.append(connection)
+        return connection, address
+
+    def server_close(server: RatingServer) -> None:
+        close(server)
+        for connection in opened:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    monkeypatch.setattr(RatingServer, "get_request", get_request)
+    monkeypatch.setattr(RatingServer, "server_close", server_close)
 
 
 @pytest.fixture
@@ -39,17 +55,8 @@ def items(tmp_path: Path) -> list[Item]:
     return order_for("ada", read_items([learner(tmp_path / "r" / name) for name in ("topk", "tree")], N // 2, 0), 0)
 
 
-@contextlib.contextmanager
-def serving(items: list[Item], db: Path, port: int = 0) -> Iterator[RatingServer]:
-    server = RatingServer("127.0.0.1", port, Session("ada", items, Answers(db)))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def serving(items: list[Item], db: Path, port: int = 0) -> contextlib.AbstractContextManager[RatingServer]:
+    return running(RatingServer("127.0.0.1", port, Session("ada", items, Answers(db))))
 
 
 def press(driver: Any, *keys: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from common.errors import ConfigError
+from tests.serving import running
 from tests.train.rate.made import HOSTILE, learner
 from train.rate.answers import Answers
 from train.rate.items import order_for, read_items
@@ -29,13 +30,8 @@ def session(tmp_path: Path) -> Session:
 
 @pytest.fixture
 def server(session: Session) -> Iterator[RatingServer]:
-    server = RatingServer("127.0.0.1", 0, session)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with running(RatingServer("127.0.0.1", 0, session)) as server:
+        yield server
 
 
 def ask(
@@ -154,8 +150,26 @@ def test_nothing_else_is_served(server: RatingServer, path: str) -> None:
 def test_a_port_in_use_is_one_error(server: RatingServer, session: Session) -> None:
     with pytest.raises(ConfigError, match=r"--port .*Choose another"):
         RatingServer("127.0.0.1", server.server_address[1], session)
-    with pytest.raises(ConfigError, match="ports go from 0 to 65535"):
-        RatingServer("127.0.0.1", 70000, session)
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (PermissionError(13, "Permission denied"), "--port 80: Permission denied. Choose another"),
+        (OSError("odd"), "--port 80: odd. Choose another"),
+        (OverflowError("port must be 0-65535"), "port must be 0-65535. Choose another"),
+        (UnicodeError("label too long"), "--host h --port 80: label too long"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_one_error(
+    session: Session, monkeypatch: pytest.MonkeyPatch, raised: Exception, said: str
+) -> None:
+    def refuse(server: RatingServer) -> None:
+        raise raised
+
+    monkeypatch.setattr(RatingServer, "server_bind", refuse)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        RatingServer("h", 80, session)
 
 
 def test_a_browser_that_goes_away_is_no_error(

@@ -10,12 +10,13 @@ from common.errors import ConfigError
 from common.stopping import Stop
 from train.config import EvalConfig, UnlearnConfig
 from train.evaluate import write_evaluation
-from train.evaluate.command import learner_folders, subject_of
+from train.evaluate.command import subject_of
 from train.evaluate.subject import Models, Subject
 from train.evaluate.unlearn.losses import Patient
 from train.evaluate.unlearn.nll import evaluate_nll
 from train.evaluate.unlearn.saebench import evaluate_saebench
 from train.evaluate.unlearn.texts import Text, read_texts
+from train.folders import learner_folders
 
 SUITES = {"nll": "unlearn", "saebench": "unlearn-saebench"}
 
