@@ -100,13 +100,13 @@ def core(subject: Subject) -> Evaluation:
 
 
 def at_hand(subject: Subject) -> tuple[LanguageModel | None, str]:
-    """The language model, or why there is none.
+    """The language model, or why there is none, or none that may be told x̂.
 
     Raises:
         ConfigError: there is none, and a corpus cannot be read without one.
     """
     try:
-        return subject.language_model(), ""
+        return subject.spliced_model(), ""
     except ConfigError as error:
         if subject.config.corpus is not None:
             raise

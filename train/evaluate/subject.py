@@ -18,6 +18,7 @@ from train.config import EvalConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan
 from train.saes.base import SAE
+from train.saes.past import sees_future
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,18 @@ class Subject:
                 "Name the right folder with --model."
             )
         return model
+
+    def spliced_model(self) -> LanguageModel:
+        """`language_model`, to run on with x̂ in the place of x.
+
+        Raises:
+            ConfigError: as there; or x̂ holds something of the tokens that the model is to predict from it.
+        """
+        if sees_future(self.sae):
+            raise ConfigError(
+                f"{self.folder.name} sees the future (causal = false): its x̂ would tell the model what it predicts."
+            )
+        return self.language_model()
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the store's tokens; the model itself is not loaded.

@@ -9,6 +9,9 @@
 x̄^δ_t is the mean of x_t, x_{t−δ}, … as far as the kernel reaches: slow groups make up the slow part, faster ones add
 what is missing. Places before the window, in another document or invalid are 0 in y and left out of x̄. Nothing in
 the reconstruction of x_t alone asks for the past, so without λ_s ω stays small. Latents lie fastest group first.
+
+With `causal` off, an ablation, taps look ahead and back by turns, t − δ, t + δ, t − 2δ, …, in y and in x̄: such latents
+know what comes, and a cross-entropy of the next token with them means nothing.
 """
 
 from __future__ import annotations
@@ -53,6 +56,9 @@ class MultiScaleConfig(KeptConfig):
         "dilated",
         description="Each group its dilation; or each latent a learned mixture of all; or none: a flat encoder.",
     )
+    causal: bool = Field(
+        True, description="Off: every other tap looks ahead. An ablation that leaks the future: no cross-entropies."
+    )
     sparsity: Literal["joint", "budgets", "l1"] = Field(
         "joint", description="One BatchTopK over all groups; k / groups for each; or an L1 penalty led to L0 = k."
     )
@@ -70,6 +76,8 @@ class MultiScaleConfig(KeptConfig):
             raise ValueError(f"dilations = {list(self.dilations)}: at least one, each at least 1, smallest first")
         if len(self.dilations) > self.d_sae:
             raise ValueError(f"{len(self.dilations)} dilations need as many latents, d_sae = {self.d_sae}")
+        if not self.causal and self.kernel == 2:
+            raise ValueError("causal = false needs a kernel of at least 3: the first tap beside the token looks back")
         return self
 
 
@@ -114,12 +122,18 @@ class MultiScale(SAE):
         times = [dilations[: place + 1].count(dilation) for place, dilation in enumerate(dilations)]
         return [f"{dilation}-{n}" if n > 1 else str(dilation) for dilation, n in zip(dilations, times, strict=True)]
 
+    @property
+    def sees_future(self) -> bool:
+        """Whether later tokens have a say in a token's latents: no cross-entropy of the next token is honest then."""
+        return not self.config.causal and self.config.convolution != "none"
+
     def lags(self, dilation: int) -> list[int]:
-        """How far the taps of a dilation look back, the nearest first."""
-        return [tap * dilation for tap in range(1, self.config.kernel)]
+        """How far the taps of a dilation look back, the nearest first; below 0: ahead."""
+        taps = range(1, self.config.kernel)
+        return [tap * dilation if self.config.causal else two_sided(tap) * dilation for tap in taps]
 
     def past(self, batch: Batch) -> dict[int, tuple[Float[Tensor, "B T D"], Float[Tensor, "B T 1"]]]:
-        """Of lag 0 and each in use: h that many places before each token (0 where there is none), whether one is."""
+        """Of each lag in use, 0 too: h that many places before each token (0 where there is none), whether one is."""
         h = batch.x - self.b_dec
         seen = {0: (h, torch.ones_like(h[..., :1]))}
         for lag in sorted({lag for dilation in self.config.dilations for lag in self.lags(dilation)}):
@@ -157,7 +171,8 @@ class MultiScale(SAE):
         return torch.cat(self.active(self.pre_activations(batch), batch.n_valid, None), dim=-1)
 
     def as_affine(self) -> AffineForm:
-        lost = "" if self.config.convolution == "none" else "what the encoder reads from the past"
+        read = "what the encoder reads from the past" + " and from the future" * self.sees_future
+        lost = "" if self.config.convolution == "none" else read
         weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
         return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent(), lost=lost).raw(self.scale)
 
@@ -238,15 +253,21 @@ class MultiScale(SAE):
         self.sparsity.fold(scale)
 
 
+def two_sided(tap: int) -> int:
+    """Dilations that tap 1, 2, 3, 4, … looks back with `causal` off: 1, −1, 2, −2, …"""
+    return (tap + 1) // 2 * (1 if tap % 2 else -1)
+
+
 def shifted(values: Float[Tensor, "B T D"], lag: int) -> Float[Tensor, "B T D"]:
-    """At each place the value `lag` places before it in the window, 0 where the window begins."""
-    lag = min(lag, values.shape[1])
-    return torch.nn.functional.pad(values[:, : values.shape[1] - lag], (0, 0, lag, 0))
+    """At each place the value `lag` places before it (after it, for a lag below 0), 0 beyond the window's ends."""
+    n = values.shape[1]
+    lag = max(min(lag, n), -n)
+    return torch.nn.functional.pad(values[:, max(-lag, 0) : n - max(lag, 0)], (0, 0, max(lag, 0), max(-lag, 0)))
 
 
 def linked(batch: Batch, lag: int) -> Bool[Tensor, "B T"]:
-    """Whether the place `lag` places before each one is in the window, valid and in the same document."""
-    there = torch.zeros_like(batch.valid)
-    if lag < batch.valid.shape[1]:
-        there[:, lag:] = batch.valid[:, :-lag] & (batch.doc[:, lag:] == batch.doc[:, :-lag])
-    return there
+    """Whether the place that `shifted` takes from is in the window, valid and in the same document."""
+    places = torch.arange(batch.valid.shape[1], device=batch.valid.device)
+    other = (places - lag).clamp(0, len(places) - 1)
+    inside = other == places - lag
+    return inside & batch.valid[:, other] & (batch.doc[:, other] == batch.doc)

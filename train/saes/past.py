@@ -1,11 +1,12 @@
 """Looking back inside a window, for the temporal variants: strictly causal, inside one document, valid places only.
 
-Windowed linear attention, per head, over S_t = {s: t − span ≤ s < t, same document, both valid}:
+Windowed attention, per head, over S_t = {s: t − span ≤ s < t, same document, both valid}; 0 where S_t is empty:
 
-    c_t = Σ_{s∈S_t} (q_t·k_s) v_s / (Σ_{s∈S_t} q_t·k_s + 1e-6)          0 where S_t is empty
+    linear    c_t = Σ_{s∈S_t} (q_t·k_s) v_s / (Σ_{s∈S_t} q_t·k_s + 1e-6)          q, k ≥ 0: after `feature_map`
+    softmax   c_t = Σ_{s∈S_t} softmax_s(q_t·k_s / √R) v_s
 
-in two ways that agree: a masked product, simple and quick up to a few hundred places, and prefix sums of k_s ⊗ v_s,
-whose cost does not grow with the span. Both in float32. B batch, T window, H heads, R rank, V value.
+The linear one in two ways that agree: a masked product, simple and quick up to a few hundred places, and prefix sums of
+k_s ⊗ v_s, whose cost does not grow with the span. All in float32. B batch, T window, H heads, R rank, V value.
 """
 
 from __future__ import annotations
@@ -21,6 +22,11 @@ RESTART = 256  # places after which prefix sums start anew: their difference los
 
 Span = int | Int[Tensor, ""]
 """Places looked back on: a number, or a tensor on the device so that nothing waits for it."""
+
+
+def sees_future(sae: nn.Module) -> bool:
+    """Whether later tokens have a say in a token's latents: an ablation, with which no cross-entropy is honest."""
+    return bool(getattr(sae, "sees_future", False))
 
 
 def document_runs(batch: Batch) -> Int[Tensor, "B T"]:
@@ -51,6 +57,18 @@ def masked_attention(
         scores = torch.einsum("bthr,bshr->bhts", q.float(), k.float()) * past_mask(batch, span)[:, None]
         total = scores.sum(-1).transpose(1, 2)[..., None]
         return torch.einsum("bhts,bshv->bthv", scores, v.float()) / (total + EPSILON)
+
+
+def softmax_attention(
+    q: Float[Tensor, "B T H R"], k: Float[Tensor, "B T H R"], v: Float[Tensor, "B T H V"], batch: Batch, span: Span
+) -> Float[Tensor, "B T H V"]:
+    """Weights that can be as sharp as one place: what the linear form is cheaper than."""
+    with torch.autocast(q.device.type, enabled=False):
+        seen = past_mask(batch, span)[:, None]
+        scores = torch.einsum("bthr,bshr->bhts", q.float(), k.float()) / q.shape[-1] ** 0.5
+        # where nothing is seen all are alike, and then 0: a softmax of nothing but −∞ would be NaN
+        shown = scores.masked_fill(~seen & seen.any(-1, keepdim=True), -torch.inf)
+        return torch.einsum("bhts,bshv->bthv", shown.softmax(-1) * seen, v.float())
 
 
 def prefix_attention(

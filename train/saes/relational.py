@@ -8,8 +8,9 @@
     L = ⟨‖x − x̂‖²⟩ + α·AuxK + λ_z·P(z > 0) + λ_g⟨g⟩
 
 The span grows over the run: 4, 8, 16, 32, 64 places from 0, 10, 20, 35 and 50 %. W_C, V and W_O start at 0.
-φ and the gate do not scale with x, so the input scale is kept, not folded. With `memory = "lags"` the attentions give
-way to filters over 16 past places, which know how far back each lies:
+φ and the gate do not scale with x, so the input scale is kept, not folded. With `attention = "softmax"`, an ablation,
+both attentions are softmax ones, without φ. With `memory = "lags"` they give way to filters over 16 past places, which
+know how far back each lies:
 
     c_t = Σ_j a_j ⊙ h_{t−j} W_V          y_t = φ(f_t Q_y) ⊙ Σ_j b_j ⊙ f_{t−j} E_y          a_j, b_j start at 1 / j
 """
@@ -29,7 +30,7 @@ from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
-from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention
+from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention, softmax_attention
 from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
@@ -43,6 +44,11 @@ OWN_WARMUP = 0.05  # share of the run after a stage begins over which temporal r
 MAX_WARMUP_STEPS = 500
 PENALTY_FROM = 0.5  # share of the run before the penalty on position gates
 OWN_DRAWS = 1_000_003  # added to the seed: temporal weights are drawn apart from the shared ones
+ATTENTIONS = {  # what is summed, and φ: softmax takes queries and keys as they are
+    "masked": (masked_attention, feature_map),
+    "prefix": (prefix_attention, feature_map),
+    "softmax": (softmax_attention, Tensor.float),
+}
 
 
 class RelationalConfig(KeptConfig):
@@ -61,8 +67,9 @@ class RelationalConfig(KeptConfig):
     gate_penalty: float = Field(0.0, ge=0, description="λ_g, on the mean gate; 1e-3 where gates should be sparse.")
     decoder_reads: Literal["temporal", "all"] = Field("temporal", description="Codes that y is made of.")
     decoder_rank: Count = Field(32, gt=0, description="Values y is made of, before W_O; as a predictor's rank.")
-    attention: Literal["masked", "prefix"] = Field(
-        "masked", description="How attention is computed; prefix sums pay for windows above a few hundred tokens."
+    attention: Literal["masked", "prefix", "softmax"] = Field(
+        "masked",
+        description="Linear, over all pairs of places or by prefix sums, for long windows; or softmax: an ablation.",
     )
     position_gate: bool = Field(
         False, description="A hard-concrete gate per temporal latent on its position term; off: unhelpful gates close."
@@ -81,6 +88,8 @@ class RelationalConfig(KeptConfig):
             raise ValueError("gate_penalty has no gate to act on: no_gate, or no_attention with no_position, is set")
         if self.position_gate and self.no_position:
             raise ValueError("position_gate gates the position term, which no_position leaves out: set one of them")
+        if self.attention == "softmax" and self.memory == "lags":
+            raise ValueError("attention = softmax has no attention to act on: memory = lags is set")
         return self
 
     @property
@@ -121,7 +130,7 @@ class Relational(SAE):
         shares = (config.temporal_share, 1 - config.temporal_share)
         mode: Literal["joint", "budgets"] = "joint" if config.joint or n == config.d_sae else "budgets"
         self.sparsity = Sparsity([n, config.d_sae - n], config.k, d_in, mode, shares=shares, k_anneal=config.k_anneal)
-        self.attend = masked_attention if config.attention == "masked" else prefix_attention
+        self.attend, self.features = ATTENTIONS[config.attention]
         self.register_buffer("span", torch.tensor(config.span))
         generator = torch.Generator().manual_seed(seed + OWN_DRAWS)
 
@@ -175,7 +184,7 @@ class Relational(SAE):
         if self.config.memory == "lags":
             return lagged((h @ self.W_V).float(), self.L_V, batch)
         root = math.sqrt(self.d_in)
-        q, k = (feature_map(root * (h @ weight)).unflatten(-1, (HEADS, RANK)) for weight in (self.W_Q, self.W_K))
+        q, k = (self.features(root * (h @ weight)).unflatten(-1, (HEADS, RANK)) for weight in (self.W_Q, self.W_K))
         v = (h @ self.W_V).unflatten(-1, (HEADS, RANK))
         return self.attend(q, k, v, batch, self.span).flatten(-2)
 
@@ -242,7 +251,7 @@ class Relational(SAE):
         if self.config.memory == "lags":
             filtered = lagged((sources @ self.E_y).float(), self.L_y, batch)
             return ((feature_map(asking @ self.Q_y) * filtered) @ self.W_O).float()
-        q, k = feature_map(asking @ self.Q_y)[:, :, None], feature_map(sources @ self.K_y)[:, :, None]
+        q, k = self.features(asking @ self.Q_y)[:, :, None], self.features(sources @ self.K_y)[:, :, None]
         y = self.attend(q, k, (sources @ self.E_y)[:, :, None], batch, self.span)[:, :, 0]
         return torch.sigmoid(self.gamma) * (y @ self.W_O).float()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,16 @@ def test_model_with_other_weights_is_refused(store: Store, tiny_model: Path, tmp
     assert subject.tokenizer().size == 257
     with pytest.raises(ConfigError, match="other weights"):
         subject.language_model()
+
+
+def test_an_sae_that_sees_the_future_gets_no_model_to_predict_with(store: Store) -> None:
+    subject = subject_on(store)
+    assert subject.spliced_model() is subject.language_model()
+    options = {"d_sae": 32, "k": 4, "causal": False}
+    ahead = replace(subject, sae=make_sae("multiscale", options, subject.sae.d_in, 0, "test"))
+    assert ahead.language_model() is subject.language_model()  # activations and tokens may be had
+    with pytest.raises(ConfigError, match=r"topk sees the future \(causal = false\)"):
+        ahead.spliced_model()
 
 
 def test_missing_model_is_told(store: Store) -> None:

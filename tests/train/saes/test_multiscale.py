@@ -16,6 +16,7 @@ from train.saes import make_sae
 from train.saes import multiscale as module
 from train.saes.base import SAE
 from train.saes.multiscale import MultiScale
+from train.saes.past import sees_future
 from train.saes.separation import correlation, separation
 from train.schedule import Clock
 
@@ -52,7 +53,12 @@ def packed(x: Tensor | None = None) -> Batch:
 
 def reaches(batch: Batch, b: int, t: int, lag: int) -> bool:
     s = t - lag
-    return s >= 0 and bool(batch.valid[b, s]) and bool(batch.doc[b, s] == batch.doc[b, t])
+    return 0 <= s < T and bool(batch.valid[b, s]) and bool(batch.doc[b, s] == batch.doc[b, t])
+
+
+def taps_of(sae: MultiScale) -> list[int]:
+    """Dilations back of each tap: 1, 2, …, or by turns to both sides."""
+    return [1, 2, 3, 4][: sae.config.kernel - 1] if sae.config.causal else [1, -1, 2, -2][: sae.config.kernel - 1]
 
 
 def slow_context(sae: MultiScale, batch: Batch, number: int) -> Tensor:
@@ -61,8 +67,8 @@ def slow_context(sae: MultiScale, batch: Batch, number: int) -> Tensor:
     for b in range(B):
         for t in range(T):
             total = torch.zeros(D)
-            for tap in range(sae.config.kernel - 1):
-                lag = (tap + 1) * sae.config.dilations[number]
+            for tap, dilations in enumerate(taps_of(sae)):
+                lag = dilations * sae.config.dilations[number]
                 if reaches(batch, b, t, lag):
                     total = total + sae.omega[number, tap] * (batch.x[b, t - lag] - sae.b_dec)
             rows.append(total)
@@ -86,10 +92,12 @@ def slow_pre_activations(sae: MultiScale, batch: Batch) -> Tensor:
     return torch.relu(torch.stack(columns, dim=-1))
 
 
-@pytest.mark.parametrize("kernel", [2, 3, 5])
+@pytest.mark.parametrize(("kernel", "causal"), [(2, True), (3, True), (5, True), (3, False), (4, False), (5, False)])
 @pytest.mark.parametrize("convolution", ["dilated", "mixture"])
-def test_convolution_agrees_with_a_slow_loop_and_so_do_its_gradients(convolution: str, kernel: int) -> None:
-    sae, batch = new(convolution=convolution, kernel=kernel), packed()
+def test_convolution_agrees_with_a_slow_loop_and_so_do_its_gradients(
+    convolution: str, kernel: int, causal: bool
+) -> None:
+    sae, batch = new(convolution=convolution, kernel=kernel, causal=causal), packed()
     weight = randn(B, T, LATENTS, seed=5)
     u, slow = sae.pre_activations(batch), slow_pre_activations(sae, batch)
     assert torch.allclose(u, slow, rtol=1e-5, atol=1e-5)  # float32 sums in another order
@@ -121,8 +129,24 @@ def test_codes_do_not_see_the_future(convolution: str) -> None:
         assert not torch.equal(after[:, t:], before[:, t:])
 
 
-def test_codes_do_not_see_other_documents_or_invalid_places() -> None:
-    sae, x = new(), randn(B, T, D, seed=4)
+def test_without_causality_codes_see_the_future_and_say_so() -> None:
+    sae, x = new(causal=False), randn(B, T, D, seed=4)
+    changed = x.clone()
+    changed[2, 8] += 3.0
+    moved = (sae.encode(packed(changed)) - sae.encode(packed(x))).abs().sum(-1)
+    assert (moved[2, [6, 7, 8, 9]] > 0).all()  # dilations 1 and 2 reach it from either side
+    assert moved[:2].max() == 0.0
+    assert sees_future(sae)
+    assert sae.as_affine().lost == "what the encoder reads from the past and from the future"
+    # targets that look ahead leak nothing into an encoder of single tokens
+    assert not sees_future(new(causal=False, convolution="none"))
+    assert not sees_future(new())
+    assert not sees_future(make_sae("topk", {"d_sae": LATENTS, "k": K}, D, 0, "test"))
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_codes_do_not_see_other_documents_or_invalid_places(causal: bool) -> None:
+    sae, x = new(causal=causal), randn(B, T, D, seed=4)
     before = sae.encode(packed(x))
     changed = x.clone()
     changed[0, :5] = 7.0  # the first document of the first window
@@ -163,7 +187,7 @@ def slow_targets(sae: MultiScale, batch: Batch, latents: Tensor) -> float:
             for t in range(T):
                 if not batch.valid[b, t]:
                     continue
-                lags = [tap * sae.config.dilations[number] for tap in range(1, 3)]
+                lags = [dilations * sae.config.dilations[number] for dilations in taps_of(sae)]
                 seen = [batch.x[b, t], *(batch.x[b, t - lag] for lag in lags if reaches(batch, b, t, lag))]
                 slow = [latent for latent in range(LATENTS) if group_of(latent) >= number]
                 made = latents[b, t, slow] @ sae.W_dec[slow]
@@ -172,9 +196,9 @@ def slow_targets(sae: MultiScale, batch: Batch, latents: Tensor) -> float:
     return sum(losses) / 3
 
 
-@pytest.mark.parametrize("convolution", ["dilated", "none"])
-def test_scale_targets_agree_with_a_slow_reference(convolution: str) -> None:
-    sae, batch = new(lambda_scale=0.5, convolution=convolution), packed()
+@pytest.mark.parametrize(("convolution", "causal"), [("dilated", True), ("none", True), ("dilated", False)])
+def test_scale_targets_agree_with_a_slow_reference(convolution: str, causal: bool) -> None:
+    sae, batch = new(lambda_scale=0.5, convolution=convolution, causal=causal), packed()
     output = sae.training_pass(batch, CLOCK)
     assert output.parts["scale"].item() == pytest.approx(0.5 * slow_targets(sae, batch, output.latents), rel=1e-5)
     whole = output.latents @ sae.W_dec + sae.b_dec
@@ -342,6 +366,7 @@ def test_groups_of_one_dilation_are_told_apart() -> None:
         ({"dilations": [4, 2]}, "smallest first"),
         ({"d_sae": 3, "k": 2}, "4 dilations need as many latents"),
         ({"kernel": 1}, "greater than 1"),
+        ({"kernel": 2, "causal": False}, "causal = false needs a kernel of at least 3"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:

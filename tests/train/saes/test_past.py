@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +10,15 @@ import torch
 from torch import Tensor
 
 from train.data.batch import Batch
-from train.saes.past import document_runs, feature_map, lagged, masked_attention, past_mask, prefix_attention
+from train.saes.past import (
+    document_runs,
+    feature_map,
+    lagged,
+    masked_attention,
+    past_mask,
+    prefix_attention,
+    softmax_attention,
+)
 
 B, T, H, R, V = 3, 40, 2, 4, 3
 Attention = Callable[[Tensor, Tensor, Tensor, Batch, int], Tensor]
@@ -72,6 +81,41 @@ def test_attention_agrees_with_a_slow_loop(attention: Attention, span: int) -> N
     assert torch.allclose(attention(q, k, v, batch, span), slow_attention(q, k, v, batch, span), atol=1e-4)
 
 
+@pytest.mark.parametrize("span", [1, 3, 16])
+def test_softmax_attention_agrees_with_a_slow_loop(span: int) -> None:
+    batch = packed()
+    q, k, v = randn(B, T, H, R, seed=1), randn(B, T, H, R, seed=2), randn(B, T, H, V, seed=3)
+    got = softmax_attention(q, k, v, batch, span)
+    for b in range(B):
+        for t in range(T):
+            places = seen(batch, b, t, span)
+            for h in range(H):
+                raised = [math.exp(float(q[b, t, h] @ k[b, s, h]) / 2) for s in places]  # √R = 2
+                rows = [weight * v[b, s, h] for weight, s in zip(raised, places, strict=True)]
+                expected = torch.stack(rows).sum(0) / sum(raised) if rows else torch.zeros(V)
+                assert torch.allclose(got[b, t, h], expected, atol=1e-6)
+
+
+def test_softmax_attention_can_look_at_one_place_and_its_gradients_are_finite() -> None:
+    batch, v = packed(), randn(B, T, H, V, seed=3)
+    q = torch.full((B, T, H, R), 30.0, requires_grad=True)
+    k = torch.full((B, T, H, R), 30.0)
+    k[2, 30] = 60.0  # far above the others: 1800 / √R apart
+    got = softmax_attention(q, k, v, batch, 16)
+    assert torch.allclose(got[2, 31:], v[2, 30].expand(T - 31, H, V), atol=1e-6)
+    assert got[1].abs().max() == 0.0  # every place is a document of its own
+    got.square().sum().backward()
+    assert q.grad is not None
+    assert torch.isfinite(q.grad).all()
+
+
+def test_softmax_attention_is_float32_under_autocast() -> None:
+    batch, (q, k, v) = packed(), inputs()
+    exact = softmax_attention(q, k, v, batch, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(softmax_attention(q, k, v, batch, 16), exact)
+
+
 def test_a_document_that_comes_back_is_another_one() -> None:
     batch = packed(last=0)
     assert document_runs(batch)[0, [0, 10, 11, 12, 13]].tolist() == [0, 0, 1, 1, 2]
@@ -96,7 +140,7 @@ def test_attentions_agree_over_long_windows_with_gradients(span: int) -> None:
         assert (ours - theirs).abs().max() < 1e-4  # spec §6
 
 
-@both
+@pytest.mark.parametrize("attention", [masked_attention, restarted, softmax_attention])
 def test_attention_of_a_single_place_is_zero(attention: Attention) -> None:
     ones = torch.ones(5, 1, 1, 1)
     assert attention(ones, ones, ones, Batch.of(ones[..., 0]), 4).abs().max() == 0.0

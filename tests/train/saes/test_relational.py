@@ -62,10 +62,14 @@ def seen(batch: Batch, b: int, t: int, span: int = SPAN) -> list[int]:
     return [s for s in same if batch.valid[b, s] and batch.valid[b, t]]
 
 
-def attended(q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor | float:
-    weights = [float(q @ key) for key in keys]
+def attended(sae: Relational, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor | float:
+    """From queries and keys before φ."""
+    if sae.config.attention == "softmax":
+        weights, least = [math.exp(float(q @ key) / math.sqrt(len(q))) for key in keys], 0.0
+    else:
+        weights, least = [float(feature_map(q) @ feature_map(key)) for key in keys], 1e-6
     parts = [weight * value for weight, value in zip(weights, values, strict=True)]
-    return torch.stack(parts).sum(0) / (sum(weights) + 1e-6) if parts else 0.0
+    return torch.stack(parts).sum(0) / (sum(weights) + least) if parts else 0.0
 
 
 def slow_codes(sae: Relational, batch: Batch) -> Tensor:
@@ -77,9 +81,9 @@ def slow_codes(sae: Relational, batch: Batch) -> Tensor:
             past = seen(batch, b, t)
             for head in range(4):
                 part = slice(16 * head, 16 * head + 16)
-                q = feature_map(math.sqrt(D) * h[t] @ sae.W_Q[:, part])
-                keys = [feature_map(math.sqrt(D) * h[s] @ sae.W_K[:, part]) for s in past]
-                context[part] = attended(q, keys, [h[s] @ sae.W_V[:, part] for s in past])
+                q = math.sqrt(D) * h[t] @ sae.W_Q[:, part]
+                keys = [math.sqrt(D) * h[s] @ sae.W_K[:, part] for s in past]
+                context[part] = attended(sae, q, keys, [h[s] @ sae.W_V[:, part] for s in past])
             gate = torch.sigmoid(sae.w_gate @ torch.cat([h[t], context]) + sae.b_gate)
             u = h[t] @ sae.W_enc + sae.b_enc
             bucket = int(position_bucket(batch.pos[b : b + 1, t : t + 1]))
@@ -95,14 +99,14 @@ def slow_reconstruction(sae: Relational, f: Tensor, batch: Batch) -> Tensor:
         read = f[b, :, : sae.n_read]
         for t in range(T):
             past = seen(batch, b, t)
-            keys = [feature_map(read[s] @ sae.K_y) for s in past]
-            y = attended(feature_map(read[t] @ sae.Q_y), keys, [read[s] @ sae.E_y for s in past])
+            keys = [read[s] @ sae.K_y for s in past]
+            y = attended(sae, read[t] @ sae.Q_y, keys, [read[s] @ sae.E_y for s in past])
             said = torch.sigmoid(sae.gamma) * (y @ sae.W_O) if isinstance(y, Tensor) else 0.0
             rows.append(f[b, t] @ sae.W_dec + sae.b_dec + said)
     return torch.stack(rows).view(B, T, D)
 
 
-@pytest.mark.parametrize("attention", ["masked", "prefix"])
+@pytest.mark.parametrize("attention", ["masked", "prefix", "softmax"])
 @pytest.mark.parametrize("reads", ["temporal", "all"])
 def test_codes_and_reconstruction_agree_with_a_slow_loop(reads: str, attention: str) -> None:
     sae, batch = new(decoder_reads=reads, attention=attention), packed(randn(B, T, D))
@@ -152,7 +156,14 @@ def test_stored_codes_decode_to_what_forward_gives() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"attention": "prefix"}, {"memory": "lags"}, {"memory": "lags", "context_as": "input"}]
+    "options",
+    [
+        {},
+        {"attention": "prefix"},
+        {"attention": "softmax"},
+        {"memory": "lags"},
+        {"memory": "lags", "context_as": "input"},
+    ],
 )
 def test_nothing_comes_from_the_future_or_from_other_documents(options: dict[str, str]) -> None:
     sae, x = new(**options), randn(B, T, D)
@@ -164,7 +175,7 @@ def test_nothing_comes_from_the_future_or_from_other_documents(options: dict[str
         "other window": (0, slice(None), slice(1, None), slice(None)),
     }
     # prefix sums hold, and take away again, what lies before the document: equal to rounding, not to the bit
-    tolerance = 1e-5 if "attention" in options else 0.0
+    tolerance = 1e-5 if options.get("attention") == "prefix" else 0.0
     codes, decoded = sae.encode(packed(x)), sae(packed(x))
     for name, (rows, places, kept_rows, kept) in changes.items():
         moved = x.clone()
@@ -271,7 +282,10 @@ def test_plain_is_batchtopk() -> None:
 SWITCHES = [{name: True} for name in ("no_position", "no_attention", "no_gate", "no_dec_temporal", "joint")]
 
 
-@pytest.mark.parametrize("switch", [*SWITCHES, {"memory": "lags"}, {"context_as": "input"}, {"temporal_share": 1.0}])
+OTHERS = [{"memory": "lags"}, {"attention": "softmax"}, {"context_as": "input"}, {"temporal_share": 1.0}]
+
+
+@pytest.mark.parametrize("switch", [*SWITCHES, *OTHERS])
 def test_each_switch_changes_the_result_and_still_trains(switch: dict[str, Any]) -> None:
     results = []
     for options in ({}, switch):
@@ -316,6 +330,7 @@ def test_position_gates_are_drawn_by_seed_and_step() -> None:
         ({"no_gate": True, "gate_penalty": 0.1}, "gate_penalty has no gate to act on"),
         ({"no_attention": True, "no_position": True, "gate_penalty": 0.1}, "gate_penalty has no gate to act on"),
         ({"no_position": True, "position_gate": True}, "which no_position leaves out"),
+        ({"memory": "lags", "attention": "softmax"}, "softmax has no attention to act on"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(options: dict[str, Any], text: str) -> None:
