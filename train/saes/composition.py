@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
+LOW, MID, HIGH = range(3)  # order of computing; stored order is high, mid, low, so that prefixes are coarse to fine
 N_PARTS = 4  # a seed and its three strongest neighbours
 OTHER_WEIGHT = 0.01  # of candidates that are no part, against 1/4 of a part
 NEIGHBOURS = 64  # affinities kept per latent; weaker ones are noise

@@ -24,29 +24,18 @@ from torch.nn.functional import softplus
 from common.config import Count
 from train.data.batch import Batch
 from train.saes import composition
+from train.saes import compositional_phases as phases
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.composition import CoActivity, Hierarchy
+from train.saes.composition import HIGH, LOW, MID
 from train.saes.consistency import l2_loss
-from train.saes.parts import (
-    aux_k_loss,
-    batch_top_k,
-    count_silence_,
-    masked,
-    pre_activations,
-    reconstruction_loss,
-    smallest_kept,
-    update_average_,
-)
+from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
 from train.saes.sparsity import Mode, Sparsity
-from train.schedule import Clock, averaging
+from train.schedule import Clock
 
-LOW, MID, HIGH = range(3)  # order of computing; stored order is high, mid, low, so that prefixes are coarse to fine
 OWN_RATE = 10.0  # times the learning rate, for the logits: at 1 A changes by 5 % in 810 steps and learns nothing
 START_COUPLING = 0.1
 WARMUP_SHARE, WARMUP_STEPS = 0.05, 500  # of the learning rate after the clustering
-REASSIGN_STEPS = 5000  # or half of a shorter run
-REASSIGN_UNTIL = 0.8
 GROUP_RAMP = 0.2  # of the joint phase, over which Ω rises
 AGREEMENT_RAMP = (0.2, 0.4)  # shares of the run between which the agreement loss rises
 
@@ -134,9 +123,8 @@ class Compositional(SAE):
         self.coupling = nn.Parameter(coupling, requires_grad=config.encoder != "no_comp")
         learned = config.hierarchy in ("learned", "reassign")
         rows, generator = self.W_dec.detach(), torch.Generator().manual_seed(seed + 1)
-        for name, found in zip(
-            ("mid", "high"), self._first_hierarchies(rows[self.places[LOW]], generator), strict=True
-        ):
+        first = phases.first_hierarchies(config, self.sizes, rows[self.places[LOW]], generator)
+        for name, found in zip(("mid", "high"), first, strict=True):
             self.register_parameter(f"logits_{name}", nn.Parameter(found.logits(), requires_grad=learned))
             self.register_buffer(f"candidates_{name}", found.candidates)
         if config.decoder == "free":
@@ -150,28 +138,6 @@ class Compositional(SAE):
         with torch.no_grad():
             self.register_buffer("W_dec", self.rows())
             self.W_enc.copy_(self.W_dec.T)
-
-    def _first_hierarchies(self, rows: Tensor, generator: torch.Generator) -> tuple[Hierarchy, Hierarchy]:
-        """Parts to begin with: those for good, or, where clustering comes later, any."""
-        if self.config.pretrain and self.config.hierarchy != "fixed_random":
-            low, mid, high = self.sizes
-            width = self.config.candidates
-            return composition.any_hierarchy(low, mid, width), composition.any_hierarchy(mid, high, width)
-        similar = composition.affinity(rows, rows, None)
-        return self._hierarchies(similar, torch.ones(len(rows)), generator)
-
-    def _hierarchies(self, affinity: Tensor, mass: Tensor, generator: torch.Generator) -> tuple[Hierarchy, Hierarchy]:
-        """Parts of the mid and of the high level, by clustering the low one; or at random."""
-        low, mid, high = self.sizes
-        if self.config.hierarchy == "fixed_random":
-            n_parts = self.config.random_parts
-            first = composition.random_hierarchy(low, mid, n_parts, generator)
-            return first, composition.random_hierarchy(mid, high, n_parts, generator)
-        width = self.config.candidates
-        affinity = composition.strongest(affinity)
-        first, member = composition.seeds_with_overlap(affinity, mass, mid, width, generator)
-        above = member @ affinity @ member.T  # mean over pairs of parts
-        return first, composition.seeds_with_overlap(above, member @ mass, high, width, generator)[0]
 
     # ---- weights ----------------------------------------------------------------------------------------------
 
@@ -245,7 +211,7 @@ class Compositional(SAE):
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         if clock.step < self.joint_from(clock.n_steps):
-            return self._flat_pass(batch, clock)
+            return phases.flat_pass(self, batch, clock)
         compositions = self.compositions()
         W_dec = self.rows(compositions)
         u, f = self.levels(batch, compositions, clock)
@@ -293,29 +259,6 @@ class Compositional(SAE):
             parts["residual"] = config.residual_penalty * self.residual.square().sum(-1).mean()
         return parts
 
-    def _flat_pass(self, batch: Batch, clock: Clock) -> Output:
-        """The low level alone, with all of k."""
-        place = self.places[LOW]
-        rows = self.W_dec[place] if self.config.decoder == "free" else self.W_low
-        u, f = self._flat(batch, clock)
-        update_average_(self.sparsity.threshold[LOW], smallest_kept(f), averaging(clock.n_steps), clock.step == 0)
-        reconstruction = (f @ rows).float() + self.b_dec
-        dead = self.dead(clock)[place]
-        aux = aux_k_loss(batch.x - reconstruction, u, dead, rows, batch.valid)
-        count_silence_(self.tokens_silent[place], f, batch.n_valid)
-        parts = {
-            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "aux": self.config.aux_alpha * aux,
-        }
-        latents = torch.cat([f.new_zeros(*f.shape[:2], self.n_upper), f], dim=-1)
-        return Output(parts, latents, reconstruction, {"dead": dead.float().mean()})
-
-    def _flat(self, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor]:
-        place = self.places[LOW]
-        u = torch.relu(pre_activations(batch.x, self.W_enc[:, place], self.b_enc[place], self.b_dec))
-        u = masked(u, batch.valid, batch.n_valid)
-        return u, batch_top_k(u, min(round(self.sparsity.k_at(clock) * batch.n_valid), u.numel()))
-
     # ---- the middle of the run ----------------------------------------------------------------------------------
 
     def joint_from(self, n_steps: int) -> int:
@@ -323,9 +266,9 @@ class Compositional(SAE):
         return max(1, round(self.config.pretrain * n_steps)) if self.config.pretrain else 0
 
     def landmarks(self, n_steps: int) -> tuple[int, ...]:
-        start, every = self.joint_from(n_steps), max(min(REASSIGN_STEPS, n_steps // 2), 1)
-        again = range(start + every, int(REASSIGN_UNTIL * n_steps), every)
-        return (*([start] if start else []), *(again if self.config.hierarchy == "reassign" else []))
+        start = self.joint_from(n_steps)
+        again = phases.reassignments(start, n_steps) if self.config.hierarchy == "reassign" else range(0)
+        return (*([start] if start else []), *again)
 
     def rates(self, clock: Clock) -> tuple[float, float]:
         start = self.joint_from(clock.n_steps)
@@ -336,70 +279,8 @@ class Compositional(SAE):
     @torch.no_grad()
     def revise(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
         if clock.step == self.joint_from(clock.n_steps):
-            return self._cluster(batches, clock)
-        return self._reassign(batches)
-
-    def _cluster(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
-        """Parts from the low level's directions and co-activity; upper levels start from them."""
-        counts, first = CoActivity(), None
-        for batch in batches():
-            first = first or batch
-            f = self._flat(batch, clock)[1][batch.valid]
-            counts.add(f, f)
-        assert first is not None
-        rows = self.rows()[self.places[LOW]]
-        generator = torch.Generator().manual_seed(self.seed + 1 + clock.step)
-        similar = composition.affinity(rows, rows, counts.correlation())
-        for name, found in zip(("mid", "high"), self._hierarchies(similar, counts.mass, generator), strict=True):
-            self.get_parameter(f"logits_{name}").copy_(found.logits())
-            self.get_buffer(f"candidates_{name}").copy_(found.candidates)
-        upper = slice(0, self.n_upper)
-        A1, A2 = self.compositions()
-        mid = composition.composed_rows(A1, rows)
-        self.W_dec[upper] = torch.cat([composition.composed_rows(A2, mid), mid])
-        self.after_step(clock)  # with the residual, if there is one
-        self.W_enc[:, upper] = self.W_dec[upper].T
-        self.b_enc[upper] = 0.0
-        self.tokens_silent[upper] = 0
-        self.sparsity.threshold[MID:] = 0.0
-        self._fit_gains(first, clock)
-        changed = torch.arange(self.d_sae, device=rows.device) < self.n_upper
-        averages = {"W_enc": changed[None], "b_enc": changed}
-        return averages | ({"W_dec": changed[:, None]} if self.config.decoder == "free" else {})
-
-    def _fit_gains(self, batch: Batch, clock: Clock) -> None:
-        """Scale each level so that the nested loss on one batch is least, and start the thresholds."""
-        f = self.levels(batch, self.compositions(), clock)[1]
-        h = masked((batch.x - self.b_dec).float(), batch.valid, batch.n_valid).flatten()
-        written = torch.stack(
-            [(codes @ self.W_dec[place]).flatten() for codes, place in zip(f, self.places, strict=True)]
-        )
-        gains = composition.fitted_gains(written, h, self.omega)
-        for level, place in enumerate(self.places):
-            self.W_enc[:, place] *= gains[level]
-            self.b_enc[place] *= gains[level]
-            if level:  # what comes from below has that level's gain already
-                self.coupling[place] *= gains[level] / gains[level - 1]
-        self.sparsity.begin_([codes * gain for codes, gain in zip(f, gains, strict=True)])
-
-    def _reassign(self, batches: Batches) -> dict[str, Tensor]:
-        """Candidates anew from the levels' present directions and co-activity; kept ones keep their weight."""
-        counts = (CoActivity(), CoActivity())
-        for batch in batches():
-            low, mid, high = (f[batch.valid] for f in self.levels(batch, self.compositions(), None)[1])
-            counts[0].add(low, mid)
-            counts[1].add(mid, high)
-        averages = {}
-        for name, level, found in zip(("mid", "high"), (MID, HIGH), counts, strict=True):
-            lower, upper = self.W_dec[self.places[level - 1]], self.W_dec[self.places[level]]
-            affinities = composition.affinity(lower, upper, found.correlation())
-            logits, candidates = self.get_parameter(f"logits_{name}"), self.get_buffer(f"candidates_{name}")
-            moved, values, changed = composition.reassigned(affinities, candidates, logits)
-            candidates.copy_(moved)
-            logits.copy_(values)
-            averages[f"logits_{name}"] = changed
-        self.after_step(Clock(0, 1, 1))
-        return averages
+            return phases.cluster(self, batches, clock)
+        return phases.reassign(self, batches)
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:
