@@ -18,10 +18,11 @@ from train.evaluate.level_information import information_intervals, level_inform
 from train.evaluate.own_parts import own_parts
 from train.evaluate.predictive_information import predictive_information
 from train.evaluate.regression import MIN_ACTIVE, often_active
-from train.evaluate.reuse import is_part, reuse_of
+from train.evaluate.reuse import is_edge, reuse_of
 from train.evaluate.structure import Edges, EdgeScores, permuted
 
 LEAST_UPPER, LEAST_LOWER = 2, 8
+ADVICE = "Raise --max-tokens, or hold out more documents (train fit --held-out)."
 
 PAIR_METRICS = {
     "composition_score": "share of upper latents that pass both composition tests",
@@ -158,7 +159,7 @@ def measure_pair(pair: Pair, seed: int = 0) -> Figures:
         found.leave(
             "",
             f"{len(pair.upper)} upper and {len(pair.lower)} lower latents are alive on {sum(documents)} held-out "
-            f"documents; {LEAST_UPPER}, {LEAST_LOWER} and 4 are needed",
+            f"documents; {LEAST_UPPER}, {LEAST_LOWER} and 4 are needed. {ADVICE}",
         )
         return found
     with_tree = pair.weights is None
@@ -184,7 +185,7 @@ def put_composition(found: Figures, pair: Pair, seed: int) -> Composition | None
     scored = often_active(pair.codes, pair.upper)
     found.more["upper_scored"] = len(scored)
     if len(scored) < LEAST_UPPER:
-        reason = f"{len(scored)} upper latents are active on {MIN_ACTIVE} tokens of each half; 2 are needed"
+        reason = f"{len(scored)} upper latents are active on {MIN_ACTIVE} tokens of each half; 2 are needed. {ADVICE}"
         found.leave("composition", reason)
         found.leave("own_part", reason)
         return None
@@ -245,7 +246,7 @@ def put_edges(found: Figures, pair: Pair, weights: Tensor, seed: int) -> None:
     n_upper, codes, x = pair.n_upper, pair.codes, pair.x
     if pair.weights is None:  # on the first half, where it was made, a tree covers unrelated levels too
         codes, x = codes.second_half, x[codes.middle :]
-    parent, child = is_part(weights).nonzero().T
+    parent, child = is_edge(weights).nonzero().T
     if not len(parent):
         for start in ("coverage", "edge", "hcs", "parent", "invalid", "residual"):
             found.leave(start, "no upper latent has a part")
@@ -272,7 +273,7 @@ def put_edges(found: Figures, pair: Pair, weights: Tensor, seed: int) -> None:
         "coverage_down_unweighted": scores.plain_down,
     }
     directions = edge_directions(codes, edges, x, pair.rows, pair.all_rows, seed)
-    why_not = "no edge has a child active on ten tokens and a parent active on ten without it"
+    why_not = f"no edge has a child active on ten tokens and a parent active on ten without it. {ADVICE}"
     found.put("residual_cosine", float(directions.residual.mean()), why_not)
     found.put("residual_rank", float(directions.ranked.double().mean()), why_not)
     found.more["edges_judged"] = len(directions.residual)

@@ -22,7 +22,7 @@ from train.evaluate.attribution import Attribution, Text, attribute, read_text
 from train.evaluate.faithfulness import Losses, kept_counts, measure, steps_to
 from train.evaluate.ladder import Ladder
 from train.evaluate.paths import Paths, find_paths
-from train.evaluate.reuse import is_part
+from train.evaluate.reuse import is_edge
 from train.evaluate.sample import Sample
 from train.evaluate.subject import Subject
 from train.evaluate.text import spell
@@ -78,7 +78,7 @@ def path_figures(subject: Subject, sample: Sample, ladder: Ladder, seed: int = 0
     if type(sae).reconstruct is not SAE.reconstruct:
         return PathFigures.none(f"{sae.variant}: x̂ depends on other positions, so it is no sum of this one's latents")
     try:
-        model = subject.language_model()
+        model = subject.spliced_model()
         hook = model.resolve_hook(subject.plan.hook)
     except ConfigError as error:
         return PathFigures.none(str(error))
@@ -130,7 +130,7 @@ def texts_of(subject: Subject, model: LanguageModel, hook: str, sample: Sample, 
 def trace(subject: Subject, model: LanguageModel, hook: str, text: Text, ladder: Ladder) -> Traced:
     """Paths of a sequence, and what its log-probability owes to latents."""
     if with_links(ladder):
-        links = [weights * is_part(weights) for weights in ladder.links if weights is not None]
+        links = [weights * is_edge(weights) for weights in ladder.links if weights is not None]
         levels: Sequence[np.ndarray] = list(ladder.levels.values())
     else:
         links, levels = [], [np.arange(subject.sae.d_sae)]

@@ -46,6 +46,16 @@ def is_part(weights: Tensor) -> Tensor:
     return (weights > IS_PART * weights.amax(1, keepdim=True)) & (weights > 0)
 
 
+def is_edge(weights: Tensor) -> Tensor:
+    """Which pairs are edges, bool [upper, lower]: in a tree all that have a weight, elsewhere the parts.
+
+    The children of a tree's latent are its children however little one weighs beside another. Where lower latents have
+    several candidates above them, training leaves most with next to no weight: those are no edges.
+    """
+    linked = weights > 0
+    return linked if int(linked.sum(0).max()) <= 1 else is_part(weights)
+
+
 def reuse_of(weights: Tensor, seed: int = 0) -> Reuse:
     """Of weights [upper, lower]; upper latents with no weight at all are left out of `parts`."""
     parts = is_part(weights)

@@ -11,7 +11,7 @@ from scipy import sparse
 from torch import Tensor
 
 from tests.train.evaluate.made_codes import codes_of, few_resamples, independent
-from train.evaluate.level_pair import PAIR_METRICS, Figures, Pair, measure_pair
+from train.evaluate.level_pair import ADVICE, PAIR_METRICS, Figures, Pair, measure_pair
 
 __all__ = ["few_resamples"]  # holds for every test here
 
@@ -102,6 +102,14 @@ def test_levels_that_have_nothing_to_do_with_each_other_score_as_their_nulls() -
     assert found["residual_rank"] == 0
 
 
+def test_edges_are_all_those_of_a_tree_and_the_parts_where_latents_are_shared() -> None:
+    weak = family_weights() * torch.tensor([1.0, 1.0, 0.02], dtype=torch.float64).repeat(N_UPPER)
+    assert measure_pair(pair(weak)).more["edges"] == 36  # a child that weighs little is a child
+    shared = weak.clone()
+    shared[0, 3] = 0.02  # a candidate of two
+    assert measure_pair(pair(shared)).more["edges"] == 24
+
+
 def test_too_few_latents_or_documents_are_a_reason_for_everything() -> None:
     few = pair(family_weights())
     codes = few.codes.of(np.concatenate([UPPER[:1], LOWER]))
@@ -109,7 +117,8 @@ def test_too_few_latents_or_documents_are_a_reason_for_everything() -> None:
     assert set(found.values.values()) == {None}
     assert set(found.reasons) == set(PAIR_METRICS)
     assert found.reasons["nmi"] == (
-        "1 upper and 36 lower latents are alive on 80 held-out documents; 2, 8 and 4 are needed"
+        "1 upper and 36 lower latents are alive on 80 held-out documents; 2, 8 and 4 are needed. "
+        "Raise --max-tokens, or hold out more documents (train fit --held-out)."
     )
     values = independent(300, 48, 0.2)
     found = measure_pair(Pair.of(codes_of(values, document=100), UPPER, LOWER, None, few.rows, few.x[:300]))
@@ -125,7 +134,7 @@ def test_upper_latents_without_parts_or_too_rare_to_regress_have_a_reason() -> N
     values[np.arange(0, 4000, 250)[:, None], UPPER] = 1.0  # 16 tokens each
     rows = pair(None).all_rows
     rare = measure_pair(Pair.of(codes_of(values), UPPER, LOWER, None, rows, torch.zeros(4000, 64)))
-    reason = "0 upper latents are active on 20 tokens of each half; 2 are needed"
+    reason = "0 upper latents are active on 20 tokens of each half; 2 are needed. " + ADVICE
     assert {rare.reasons[name] for name in ("composition_score", "own_part_r2", "reuse_gini")} == {reason}
     assert rare.values["nmi"] is not None
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.evaluate.reuse import gini, graphs_of_equal_degree, is_part, mean_overlap, reuse_of
+from train.evaluate.reuse import gini, graphs_of_equal_degree, is_edge, is_part, mean_overlap, reuse_of
 
 
 def test_figures_of_a_small_graph_by_hand() -> None:
@@ -29,6 +29,14 @@ def test_figures_of_a_small_graph_by_hand() -> None:
     first = math.exp(-2 * (1 / 2.05) * math.log(1 / 2.05) - (0.05 / 2.05) * math.log(0.05 / 2.05))
     assert found.parts == pytest.approx((first + 2 + 2) / 3)
     assert found.overlap == pytest.approx((1 / 3 + 1 / 3) / 6)
+
+
+def test_edges_of_a_tree_are_all_of_them_and_of_candidates_the_parts() -> None:
+    tree = torch.tensor([[1.0, 0.01, 0.0, 0.0], [0.0, 0.0, 0.0, 3.0]])
+    assert torch.equal(is_edge(tree), tree > 0)
+    candidates = torch.tensor([[1.0, 0.01, 0.0, 0.0], [0.0, 2.0, 0.0, 3.0]])
+    assert is_edge(candidates).int().tolist() == [[1, 0, 0, 0], [0, 1, 0, 1]]
+    assert not is_edge(torch.zeros(2, 3)).any()
 
 
 def test_gini_is_0_for_equals_and_near_1_for_one() -> None:
