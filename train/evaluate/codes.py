@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 LEAST_DENSITY, LEAST_ACTIVE = 1e-5, 10  # what an alive latent has, whichever is more
+MOST_DOCUMENTS = 128  # of a half; more are counted in so many blocks, which bounds every sum that is kept by document
 EXCHANGES = 50
 
 
@@ -17,7 +18,8 @@ class Codes:
 
     Attributes:
         values: float32 [n, latents], compressed by column.
-        document: int64 [n], numbered from 0 in the order they lie here.
+        document: int64 [n], numbered from 0 in the order they lie here; where a half has more than 128 of them, a
+            block of neighbouring ones counts as one.
         middle: the first token of the second half.
     """
 
@@ -72,10 +74,13 @@ def halved(values: sparse.csc_array, doc: np.ndarray) -> tuple[Codes, np.ndarray
     Args:
         doc: the document of each token [n].
     """
-    ranks = np.unique(doc, return_inverse=True)[1]
-    order = np.lexsort((np.arange(len(doc)), ranks, ranks % 2))
-    numbers = np.unique(2 * (ranks % 2) * len(doc) + ranks, return_inverse=True)[1]
-    return Codes(sparse.csc_array(values.tocsr()[order]), numbers[order], int((ranks % 2 == 0).sum())), order
+    names, ranks = np.unique(doc, return_inverse=True)
+    half, place = ranks % 2, ranks // 2  # a document's place in its half
+    order = np.lexsort((np.arange(len(doc)), place, half))
+    sizes = np.array([(len(names) + 1) // 2, len(names) // 2])
+    blocks = np.minimum(sizes, MOST_DOCUMENTS)
+    numbers = half * blocks[0] + place * blocks[half] // np.maximum(sizes[half], 1)
+    return Codes(sparse.csc_array(values.tocsr()[order]), numbers[order], int((half == 0).sum())), order
 
 
 def switched(values: sparse.csc_array) -> sparse.csc_array:

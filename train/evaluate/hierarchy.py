@@ -57,7 +57,7 @@ def hierarchy(subject: Subject) -> Evaluation:
     increments = level_increments(subject, ladder)
     paths = path_figures(subject, sample, ladder)
     metrics: dict[str, Any] = dict.fromkeys(HIERARCHY_METRICS)
-    metrics |= {"tokens": codes.n, "documents": codes.n_documents, **paths.values}
+    metrics |= {"tokens": codes.n, "documents": len(np.unique(sample.doc[counted])), **paths.values}
     metrics |= {"level_ev_1": increments[0], "level_ev_2": increments[1], "level_ev_all": increments[-1]}
     reasons, intervals = dict(paths.reasons), dict[str, list[float]]()
     for number, name in enumerate(PAIRS):

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse
 
 from tests.train.evaluate.made_codes import codes_of, independent
-from train.evaluate.codes import LEAST_DENSITY, dense_columns, elsewhere, halved, switched
+from train.evaluate.codes import LEAST_DENSITY, MOST_DOCUMENTS, dense_columns, elsewhere, halved, switched
 
 
 def test_halves_hold_every_second_document_in_order() -> None:
@@ -19,6 +19,16 @@ def test_halves_hold_every_second_document_in_order() -> None:
     assert codes.document.tolist() == [0, 0, 1, 1, 1, 2, 2, 3, 4, 4, 4, 4]
     assert (codes.middle, codes.n, codes.n_documents, codes.first_documents) == (7, 12, 5, 3)
     assert codes.values.toarray()[:, 0].tolist() == (order + 1).tolist()
+
+
+def test_many_documents_are_counted_in_blocks_within_their_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MOST_DOCUMENTS == 128
+    monkeypatch.setattr("train.evaluate.codes.MOST_DOCUMENTS", 3)
+    doc = np.repeat(np.arange(11), 2)  # 0, 2, … 10 and 1, 3, … 9: six and five
+    codes, order = halved(sparse.csc_array(np.ones((22, 1), np.float32)), doc)
+    assert doc[order].tolist() == [0, 0, 2, 2, 4, 4, 6, 6, 8, 8, 10, 10, 1, 1, 3, 3, 5, 5, 7, 7, 9, 9]
+    assert codes.document.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4 + [5] * 2
+    assert (codes.n_documents, codes.first_documents) == (6, 3)
 
 
 def test_alive_latents_fire_on_ten_tokens_and_one_in_a_hundred_thousand(monkeypatch: pytest.MonkeyPatch) -> None:
