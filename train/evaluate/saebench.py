@@ -8,12 +8,12 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from common.files import fingerprint
 from common.models import layer_of
 from train.evaluate.subject import Subject
+from train.exchange.bench_config import BenchConfig
 
 # groups of their metrics; the right-hand side is our name where the two differ
 GROUPS: dict[str, dict[str, str]] = {
@@ -116,27 +116,18 @@ def core_config(
 def sae_cfg(subject: Subject) -> dict[str, Any]:
     """SAEBench's fields of a custom SAE, and under `granary` what our own `sae/config.json` says."""
     sae, hook = subject.sae, subject.plan.hook
-    return {
-        "model_name": str(subject.facts.get("model", "")),
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "hook_layer": layer_of(hook),
-        "hook_name": hook,
-        "context_size": subject.store.context,
-        "hook_head_index": None,
-        "architecture": sae.variant,
-        "apply_b_dec_to_input": True,
-        "finetuning_scaling_factor": False,
-        "activation_fn_str": sae.variant,
-        "prepend_bos": bool(subject.store.identity.get("bos", True)),
-        "normalize_activations": "none",
-        "dtype": str(torch.float32).removeprefix("torch."),
-        "device": str(subject.device),
-        "dataset_path": "",
-        "dataset_trust_remote_code": True,
-        "seqpos_slice": [None],
-        "training_tokens": subject.facts.get("training_tokens"),
-        "sae_lens_training_version": None,
-        "neuronpedia_id": None,
-        "granary": subject.facts,
-    }
+    config = BenchConfig(
+        model_name=str(subject.facts.get("model", "")),
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+        hook_layer=layer_of(hook),
+        hook_name=hook,
+        context_size=subject.store.context,
+        architecture=sae.variant,
+        apply_b_dec_to_input=True,
+        device=str(subject.device),
+        activation_fn_str=sae.variant,
+        prepend_bos=bool(subject.store.identity.get("bos", True)),
+        training_tokens=int(subject.facts.get("training_tokens") or 0),
+    )
+    return config.to_dict() | {"granary": subject.facts}

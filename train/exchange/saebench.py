@@ -8,7 +8,6 @@ a BOS is in many models) begins a document and is itself no context for others. 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,44 +17,13 @@ from torch import Tensor, nn
 from common.errors import ConfigError
 from train.data.batch import Batch
 from train.exchange.about import About, about_sae
+from train.exchange.bench_config import BenchConfig
 from train.saes import load_sae
 from train.saes.base import SAE
+from train.saes.past import sees_future
 
 SINK = 10.0  # medians of norm above which a row is taken for a special token's
 ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
-
-
-@dataclass
-class BenchConfig:
-    """The settings that SAEBench looks for; it sets more of them itself."""
-
-    model_name: str
-    d_in: int
-    d_sae: int
-    hook_layer: int
-    hook_name: str
-    context_size: int
-    architecture: str
-    apply_b_dec_to_input: bool
-    dtype: str = "float32"
-    device: str = "cpu"
-    hook_head_index: int | None = None
-    finetuning_scaling_factor: bool = False
-    activation_fn_str: str = "relu"
-    activation_fn_kwargs: dict[str, Any] = field(default_factory=dict)
-    prepend_bos: bool = True
-    normalize_activations: str = "none"
-    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
-    dataset_path: str = ""
-    dataset_trust_remote_code: bool = True
-    seqpos_slice: tuple[int | None, ...] = (None,)
-    training_tokens: int = 0
-    sae_lens_training_version: str | None = None
-    neuronpedia_id: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of the above, as JSON can hold it."""
-        return asdict(self)
 
 
 class BenchSAE(nn.Module):
@@ -74,6 +42,8 @@ class BenchSAE(nn.Module):
         super().__init__()
         self.__dict__["_sae"] = sae  # no submodule: it stays in float32
         form = sae.as_affine()
+        if sees_future(sae):
+            raise ConfigError(f"{about.name} sees the future (causal = false): SAEBench's losses with it mean nothing.")
         if about.layer is None:
             raise ConfigError(f"SAEBench needs a hook inside a block; {about.name} was trained at {about.hook}.")
         self.W_enc = nn.Parameter(sae.direct_encoder().detach() if form is None else form.W_enc, requires_grad=False)
@@ -164,7 +134,9 @@ class BenchSAE(nn.Module):
             if doc.shape != x.shape[:2]:
                 raise ValueError(f"set_context was given {list(doc.shape)} ids, the input is {list(x.shape)}")
             special = doc < 0
-            begins = nn.functional.pad(doc[:, 1:] != doc[:, :-1], (1, 0))
+            # a document begins at the special token before it, and special tokens each at themselves, as in training
+            changed = (doc[:, 1:] != doc[:, :-1]) & ~special[:, :-1]
+            begins = special | nn.functional.pad(changed, (1, 0))
         begins[:, 0] = True
         rows, length = begins.shape
         places = torch.arange(length, device=x.device)
@@ -178,7 +150,7 @@ def for_saebench(path: str | Path, device: str = "cpu") -> BenchSAE:
 
     Raises:
         StoreError: no trained SAE there.
-        ConfigError: its hook is in no block, which SAEBench cannot evaluate.
+        ConfigError: its hook is in no block, which SAEBench cannot evaluate; or it sees the future.
     """
     folder = Path(path).expanduser()
     sae = load_sae(folder)

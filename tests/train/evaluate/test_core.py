@@ -173,6 +173,14 @@ def test_without_the_model_its_figures_are_null_and_the_others_are_the_stores(st
         assert stored.metrics[name] == pytest.approx(live.metrics[name], rel=0.02, abs=0.01), name  # bfloat16
 
 
+def test_an_sae_that_sees_the_future_has_no_downstream_figures(store: Store, models: Models) -> None:
+    sae = make_sae("multiscale", {"d_sae": 32, "k": 4, "causal": False}, D, 0, "test")
+    found = core(subject(store, models, sae))
+    assert set(found.reasons) == set(DOWNSTREAM)
+    assert all("sees the future" in reason for reason in found.reasons.values())
+    assert isinstance(found.metrics["explained_variance"], float)
+
+
 def test_positions_masked_at_harvest_do_not_count_without_the_model(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -285,7 +293,8 @@ DETAIL_KEYS = {
 }  # fmt: skip
 SAE_KEYS = {
     "model_name", "d_in", "d_sae", "hook_layer", "hook_name", "context_size", "hook_head_index", "architecture",
-    "apply_b_dec_to_input", "finetuning_scaling_factor", "activation_fn_str", "prepend_bos", "normalize_activations",
+    "apply_b_dec_to_input", "finetuning_scaling_factor", "activation_fn_str", "activation_fn_kwargs",
+    "prepend_bos", "normalize_activations", "model_from_pretrained_kwargs",
     "dtype", "device", "dataset_path", "dataset_trust_remote_code", "seqpos_slice", "training_tokens",
     "sae_lens_training_version", "neuronpedia_id",
 }  # fmt: skip

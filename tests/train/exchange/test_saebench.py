@@ -117,6 +117,11 @@ def test_a_hook_outside_the_blocks_is_refused(tmp_path: Path) -> None:
         bench_of(drawn("topk", {}), tmp_path, hook="hook_embed")
 
 
+def test_an_sae_that_sees_the_future_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="sees the future"):
+        bench_of(drawn("multiscale", {"causal": False}), tmp_path)
+
+
 # ---- documents ---------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +170,25 @@ def test_a_negative_id_is_no_context(tmp_path: Path) -> None:
     other = x.clone()
     other[:, 2] *= -1
     assert torch.allclose(bench(x)[:, 3:], bench(other)[:, 3:], atol=1e-5)
+
+
+def test_a_special_token_is_the_first_place_of_the_document_after_it(tmp_path: Path) -> None:
+    """As in the store, whose BOS is its document's: told or inferred, it counts as place 0."""
+    sae, x = drawn("relational", {"attention": "masked"}), sequences()
+    bench = bench_of(sae, tmp_path)
+    bench.set_context(
+        torch.tensor([[-1, 7, 7, 7, -1, 8, 8, 8], [-1, -1, 3, 3, 5, 5, -1, -1], [0, 0, 0, 0, 0, 1, 1, 1]])
+    )
+    doc = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1], [0, 1, 1, 1, 2, 2, 3, 4], [0, 0, 0, 0, 0, 1, 1, 1]])
+    pos = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3], [0, 0, 1, 2, 0, 1, 0, 0], [0, 1, 2, 3, 4, 0, 1, 2]])
+    text = torch.tensor([[0, 1, 1, 1, 0, 1, 1, 1], [0, 0, 1, 1, 1, 1, 0, 0], [1] * T]).bool()
+    told = Batch.of(x, doc=doc.int(), pos=pos.int(), valid=text)
+    assert torch.equal(bench.encode(x), sae.encode(told))
+    shifted = told.doc, (pos - 1).clamp_min(0)
+    assert not torch.equal(bench.encode(x), sae.encode(Batch.of(x, doc=shifted[0], pos=shifted[1].int(), valid=text)))
+    x[:1, [0, 4]] = 0.0
+    bench.set_context(None)
+    assert torch.equal(bench.encode(x[:1]), sae.encode(Batch.of(x[:1], doc=doc[:1], pos=pos[:1], valid=text[:1])))
 
 
 def test_without_a_median_only_zeros_begin_documents(tmp_path: Path) -> None:
