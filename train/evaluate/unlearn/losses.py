@@ -77,12 +77,14 @@ class Watched:
     Attributes:
         latents: their indices.
         active: bool [rows, watched], whether each fires anywhere in the row.
-        mass: float64 [watched, vocabulary], activation of each on each token id, raw units; None if not asked for.
+        tokens: the distinct ids that count, ascending, int64 [distinct].
+        mass: float64 [watched, distinct], activation of each on each of these ids, raw units.
     """
 
     latents: tuple[int, ...]
     active: Tensor
-    mass: Tensor | None
+    tokens: Tensor
+    mass: Tensor
 
     def touched(self, clamp: Clamp) -> Tensor:
         """Numbers of the rows that `clamp` changes."""
@@ -91,18 +93,18 @@ class Watched:
 
 
 @torch.no_grad()
-def watch(patient: Patient, passages: Passages, latents: tuple[int, ...], by_token: bool = False) -> Watched:
+def watch(patient: Patient, passages: Passages, latents: tuple[int, ...]) -> Watched:
     """Where `latents` fire on passages."""
     which = torch.tensor(latents, dtype=torch.int64)
     active = torch.zeros(len(passages.tokens), len(latents), dtype=torch.bool)
-    mass = torch.zeros(len(latents), patient.model.vocabulary, dtype=torch.float64) if by_token else None
+    tokens = passages.tokens[passages.counted].unique()  # the whole vocabulary would be 2 MB a latent for Gemma
+    mass = torch.zeros(len(latents), len(tokens), dtype=torch.float64)
     for numbers, rows in patient.batches(passages):
         codes = patient.codes(rows)[..., which.to(patient.model.device)].cpu()
         active[numbers] = (codes > 0).any(1)
-        if mass is not None:
-            counted = rows.counted
-            mass.index_add_(1, rows.tokens[counted], codes[counted].double().t())
-    return Watched(latents, active, mass)
+        counted = rows.counted
+        mass.index_add_(1, torch.searchsorted(tokens, rows.tokens[counted]), codes[counted].double().t())
+    return Watched(latents, active, tokens, mass)
 
 
 @torch.no_grad()

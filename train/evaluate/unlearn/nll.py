@@ -116,7 +116,7 @@ def evaluate_nll(folder: Path, patient: Patient, texts: Mapping[str, Text], conf
     settings = make_settings(config, forget, retain)
     latents = tuple(sorted({latent for setting in settings for latent in setting.clamp.latents}))
     halves = {name: text.evaluation for name, text in texts.items()}
-    watched = {name: watch(patient, half, latents, name == FORGET) for name, half in halves.items()}
+    watched = {name: watch(patient, half, latents) for name, half in halves.items()}
     kept = Kept(folder / "eval" / "unlearn.jsonl", identity_of(folder, patient))
     losses = sweep(patient, settings, halves, watched, kept, f"unlearn {folder.name}")
     found = assemble(settings, losses, {name: int(half.predicting.sum()) for name, half in halves.items()})
@@ -192,7 +192,7 @@ def assemble(settings: list[Setting], losses: Mapping[str, Tensor], tokens: Mapp
     if ALSO not in losses:
         reasons |= dict.fromkeys(("score_also", "delta_also_retain", "nll_also_retain"), "no --also-retain was given")
     if any(rows[i]["n_used"] for i in chosen):
-        fill_scores(metrics, rows, chosen, random)
+        fill_scores(metrics, reasons, rows, chosen, random)
         fill_interval(metrics, reasons, *(losses[name][:, [0, *(1 + i for i in chosen)]] for name in (FORGET, RETAIN)))
         fill_best(metrics, reasons, settings, rows, chosen)
     else:
@@ -207,13 +207,25 @@ def assemble(settings: list[Setting], losses: Mapping[str, Tensor], tokens: Mapp
     return Evaluation(metrics, reasons, more)
 
 
-def fill_scores(metrics: dict[str, Any], rows: list[dict[str, Any]], chosen: list[int], random: list[int]) -> None:
+def fill_scores(
+    metrics: dict[str, Any],
+    reasons: dict[str, str],
+    rows: list[dict[str, Any]],
+    chosen: list[int],
+    random: list[int],
+) -> None:
     """Score and area of the chosen and of the controls."""
 
     def rises(which: list[int], name: str) -> Tensor:
         return torch.tensor([rows[i][f"relative_{name}"] for i in which], dtype=torch.float64)
 
-    for suffix, which in (("", chosen), ("_random", random)):
+    controls = [i for i in random if rows[i]["n_used"]]
+    if not controls:
+        why = "no other latent than the chosen ones fires on these texts"
+        reasons |= dict.fromkeys(("score_random", "area_random"), why)
+    for suffix, which in (("", chosen), ("_random", controls)):
+        if not which:
+            continue
         metrics[f"score{suffix}"] = best(rises(which, FORGET), rises(which, RETAIN))
         metrics[f"area{suffix}"] = area(rises(which, FORGET), rises(which, RETAIN))
     if f"relative_{ALSO}" in rows[0]:
@@ -224,7 +236,8 @@ def fill_interval(metrics: dict[str, Any], reasons: dict[str, str], forget: Tens
     """The score's interval, or why there is none."""
     interval = score_interval(forget, retain)
     if interval is None:
-        reasons |= dict.fromkeys(("score_low", "score_high"), "too few documents for an interval")
+        why = "an interval needs two documents of each text to judge on. Name longer texts."
+        reasons |= dict.fromkeys(("score_low", "score_high"), why)
     else:
         metrics["score_low"], metrics["score_high"] = interval
 
@@ -271,13 +284,13 @@ def describe(
     Args:
         watched: these latents on the forget text's other half, by token; a share is one of that.
     """
-    assert watched.mass is not None
     found = []
     for latent in latents:
         mass = watched.mass[watched.latents.index(latent)]
         top = torch.topk(mass, min(TOP_TOKENS, int((mass > 0).sum())))
-        spelled = readable(patient.model.tokenizer, top.indices.tolist())
-        shares = zip(top.indices.tolist(), (top.values / mass.sum()).tolist(), strict=True)
+        ids = watched.tokens[top.indices].tolist()
+        spelled = readable(patient.model.tokenizer, ids)
+        shares = zip(ids, (top.values / mass.sum()).tolist(), strict=True)
         densities = {f"density_{name}": float(on.density[latent]) for name, on in ((FORGET, forget), (RETAIN, retain))}
         mean = float((forget + retain).mean[latent])
         tokens = [[spelled[token], share] for token, share in shares]

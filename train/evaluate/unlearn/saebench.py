@@ -81,7 +81,7 @@ def evaluate_saebench(subject: Subject, config: UnlearnConfig) -> Evaluation:
     rows, reasons = examine(patient, settings, latents, exams, kept, f"unlearn {subject.folder.name}")
     metrics, best = summarise(settings, rows, exams, reasons)
     fill_delta_ce(metrics, reasons, patient, best, folder)
-    described = describe(patient, list(latents), forget, retain, watch(patient, forget_rows, latents, by_token=True))
+    described = describe(patient, list(latents), forget, retain, watch(patient, forget_rows, latents))
     points = front([1 - row["accuracy_forget"] for row in rows], [1 - row["accuracy_retain"] for row in rows])
     more = {"model": patient.model.source.name, "settings": rows, "controls": [], "pareto": [rows[i] for i in points]}
     return Evaluation(metrics, reasons, {**more, "latents": described})

@@ -5,25 +5,27 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from train.evaluate.bootstrap import bootstrap_interval
+from train.evaluate.bootstrap import percentiles, resampled_sums
 
 SMALL = 0.01  # of the loss on the retain text: what the score allows it to rise
 BUDGET = 0.05  # up to which `area` looks
 
 
 def score_interval(forget: Tensor, retain: Tensor) -> tuple[float, float] | None:
-    """95 % of `best` over resampled documents; None where there are too few.
+    """95 % of `best` over resampled documents, each text's among themselves; None with fewer than two of either.
 
     Args:
         forget, retain: float64 [documents, 1 + settings], nats summed over tokens, the unchanged model first.
     """
-    sums = torch.zeros(len(forget) + len(retain), 2, forget.shape[1], dtype=torch.float64)
-    sums[: len(forget), 0], sums[len(forget) :, 1] = forget, retain
-    return bootstrap_interval(sums, lambda total: best(relative(total[0]), relative(total[1])))
+    if min(len(forget), len(retain)) < 2:
+        return None
+    draws = zip(resampled_sums(forget, seed=0), resampled_sums(retain, seed=1), strict=True)
+    scores = [best(relative(one), relative(other)) for one, other in draws]
+    return percentiles(torch.tensor(scores, dtype=torch.float64))
 
 
 def relative(sums: Tensor) -> Tensor:
-    """Each setting's loss over the unchanged model's, less 1: [1 + settings] -> [settings]; NaN with no document."""
+    """Each setting's loss over the unchanged model's, less 1: [1 + settings] -> [settings]."""
     return sums[1:] / sums[0] - 1
 
 

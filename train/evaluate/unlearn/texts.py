@@ -26,8 +26,9 @@ class Text:
 def read_texts(config: UnlearnConfig, tokenizer: Tokenizer, context: int, bos: int | None) -> dict[str, Text]:
     """The texts named, by `FORGET`, `RETAIN` and, if it is given, `ALSO`.
 
-    A text that the corpus to be forgotten holds is left out of the others, unless that one is a hub data set, which may
-    have no end.
+    A document counts once, in the first text that has it: latents are chosen on one half of a text, and what they do to
+    the other half and to the next text must not be what they were chosen on. Of the corpus to be forgotten all that it
+    holds is left out of the others, read or not, unless it is a hub data set, which may have no end.
 
     Raises:
         ConfigError: no such corpus.
@@ -35,20 +36,28 @@ def read_texts(config: UnlearnConfig, tokenizer: Tokenizer, context: int, bos: i
     """
     names = {FORGET: config.forget, RETAIN: config.retain, ALSO: config.also_retain}
     opened = {option: _opened(option, name, config) for option, name in names.items() if name is not None}
-    local = not isinstance(opened[FORGET], HubCorpus)
-    forgotten = {fingerprint(text) for text in _documents(FORGET, opened[FORGET])} if local else set()
+    taken: set[str] = set()
     texts = {}
     for option, corpus in opened.items():
-        documents = _documents(option, corpus)
-        wanted = documents if option == FORGET else (text for text in documents if fingerprint(text) not in forgotten)
-        halves = split_halves(wanted, tokenizer, context, bos, config.max_tokens)
+        halves = split_halves(_new(_documents(option, corpus), taken), tokenizer, context, bos, config.max_tokens)
         if not all(half.n_documents for half in halves):
             raise DataError(
                 f"--{option.replace('_', '-')} {names[option]}: {sum(half.n_documents for half in halves)} documents "
-                "with text; two are needed, one to choose latents on and one to judge them on."
+                "with text that no other text has; two are needed, one to choose latents on and one to judge them on."
             )
         texts[option] = Text(*halves)
+        if option == FORGET and not isinstance(corpus, HubCorpus):
+            taken |= {fingerprint(text) for text in _documents(FORGET, corpus)}
     return texts
+
+
+def _new(documents: Iterator[str], taken: set[str]) -> Iterator[str]:
+    """Those whose fingerprint is not yet in `taken`, which they join."""
+    for text in documents:
+        mark = fingerprint(text)
+        if mark not in taken:
+            taken.add(mark)
+            yield text
 
 
 def _opened(option: str, name: str, config: UnlearnConfig) -> Corpus:

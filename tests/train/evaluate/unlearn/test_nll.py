@@ -202,10 +202,23 @@ def test_text_that_cannot_be_had_is_named_by_its_flag(
         unlearn(letters_run, letters_folder, **texts)
 
 
+def test_no_latent_beside_the_chosen_is_no_control() -> None:
+    settings = [
+        nll.Setting(0.01, 1, "absolute", 25.0, nll.Clamp(latents, (25.0,) * len(latents)), kind)
+        for latents, kind in (((3,), "chosen"), ((), "random"))
+    ]
+    losses = {name: torch.tensor([[1.0, rise, 1.0]] * 2).double() for name, rise in (("forget", 2.0), ("retain", 1.0))}
+    found = nll.assemble(settings, losses, {"forget": 10, "retain": 10})
+    assert found.metrics["score"] == 1
+    for name in ("score_random", "area_random"):
+        assert found.metrics[name] is None
+        assert found.reasons[name] == "no other latent than the chosen ones fires on these texts"
+
+
 def test_text_of_one_document_is_too_little(letters_run: Path, letters_folder: Path, tmp_path: Path) -> None:
     one = tmp_path / "one.txt"
     one.write_text("qvw" * 50)
-    with pytest.raises(DataError, match=r"--forget .*one.txt: 1 documents with text; two are needed"):
+    with pytest.raises(DataError, match=r"--forget .*one.txt: 1 documents with text .*; two are needed"):
         unlearn(letters_run, letters_folder, forget=str(one))
 
 

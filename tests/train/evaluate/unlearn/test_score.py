@@ -58,6 +58,15 @@ def test_interval_is_wider_than_a_point_when_documents_differ() -> None:
     assert 0.005 < high - low < 0.1
 
 
-def test_interval_of_one_document_each_is_none() -> None:
-    one = torch.ones(1, 2).double()
-    assert score_interval(one, one) is None  # half of the resamples lack one of the two texts
+def test_interval_resamples_each_text_by_itself() -> None:
+    # two documents that rise by .1 and .3: one draw in four has twice the first, one in four twice the second
+    forget = torch.tensor([[10.0, 11.0], [10.0, 13.0]]).double()
+    many = torch.ones(50, 2).double()
+    assert score_interval(forget, many) == pytest.approx((0.1, 0.3))
+    assert score_interval(many * torch.tensor([1.0, 1.2]), torch.ones(2, 2).double()) == pytest.approx((0.2, 0.2))
+
+
+def test_interval_needs_two_documents_of_each_text() -> None:
+    one, two = torch.ones(1, 2).double(), torch.ones(2, 2).double()
+    assert score_interval(one, two) is None
+    assert score_interval(two, one) is None
