@@ -144,8 +144,7 @@ def reconstruction(
     done = text.n_reconstruction if model else 0
     for batch, x in activations(subject, model, text):
         subject.refuse_when_stopped()
-        counted = batch.counted if model else batch.counted & (x != 0).any(-1)  # 0: masked at harvest
-        tally.add(x, *batch.coded(subject.sae, x), counted)
+        tally.add(x, *batch.coded(subject.sae, x), batch.counted)
         for name, n in count_separators(x, batch, subject.facts.get("median_norm")).items():
             separators[name] += n
         done += 1

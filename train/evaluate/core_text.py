@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -113,7 +113,7 @@ def text_of(subject: Subject, model: LanguageModel | None) -> Text:
     """
     wanted = SEQUENCES * sum(subject.config.core_batches() or BATCHES)
     if subject.config.corpus is None:
-        contexts, source = held_out_contexts(subject, wanted)
+        contexts, source = held_out_contexts(subject, wanted, stored=model is None)
         limit = "" if subject.config.max_tokens is None else f" (--max-tokens {subject.config.max_tokens})"
         where = f"the held-out documents of {subject.store.path}{limit} fill"
     else:
@@ -146,13 +146,17 @@ def settle_batches(config: EvalConfig, contexts: Contexts, where: str) -> tuple[
     )
 
 
-def held_out_contexts(subject: Subject, wanted: int) -> tuple[Contexts, dict[str, Any]]:
-    """Up to `wanted` sequences of the store with a held-out token in them; counted are the held-out documents."""
+def held_out_contexts(subject: Subject, wanted: int, stored: bool) -> tuple[Contexts, dict[str, Any]]:
+    """Up to `wanted` sequences of the store with a held-out token in them; counted are the held-out documents.
+
+    With `stored`, for the store's own activations, positions masked at harvest do not count: they are 0 there.
+    """
     store, plan = subject.store, subject.plan
-    tokens, documents, n = [], [], 0
+    tokens, documents, kept, n = [], [], [], 0
     for batch in subject.held_out(window=store.context):
         tokens.append(batch.token.cpu())
         documents.append(batch.doc.cpu())
+        kept.append((batch.x != 0).any(-1).cpu() if stored else torch.ones_like(tokens[-1], dtype=torch.bool))
         n += len(batch.x)
         if n >= wanted:
             break
@@ -165,8 +169,9 @@ def held_out_contexts(subject: Subject, wanted: int) -> tuple[Contexts, dict[str
         store.special_tokens,
     )
     counted = contexts.counted & held_out[contexts.documents.long()]  # -1 reads the last entry; it is special anyway
-    contexts = Contexts(contexts.tokens, contexts.documents, contexts.positions, contexts.special, counted)
-    return contexts, {"store": store.id, "held_out": plan.config.held_out}
+    if kept:
+        counted &= torch.cat(kept).view(shape)[:wanted]
+    return replace(contexts, counted=counted), {"store": store.id, "held_out": plan.config.held_out}
 
 
 def packed_contexts(subject: Subject, model: LanguageModel, wanted: int) -> tuple[Contexts, dict[str, Any]]:
@@ -193,7 +198,7 @@ def contexts_of(tokens: Tensor, documents: Tensor, special_tokens: list[int]) ->
 def stored_activations(subject: Subject, text: Text) -> Iterator[Tensor]:
     """The sparsity batches' activations from the store, each [sequences, context, d] float32.
 
-    In the order of `held_out_contexts`; a position that was masked at harvest is 0.
+    In the order of `held_out_contexts`.
     """
     batches = (batch.x for batch in subject.held_out(window=subject.store.context))
     first = text.n_reconstruction
