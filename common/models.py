@@ -364,7 +364,7 @@ def load_model(source: ModelSource, device: str, dtype: str = "float32", tokeniz
         ConfigError: the architecture is not supported, files are missing or broken, or the tokenizer does not fit.
     """
     from transformer_lens.model_bridge import TransformerBridge
-    from transformers import AutoConfig
+    from transformers import AutoConfig, ByT5Tokenizer
 
     try:
         with quiet():
@@ -372,13 +372,15 @@ def load_model(source: ModelSource, device: str, dtype: str = "float32", tokeniz
     except Exception as error:
         raise _load_error(source, error) from None
     words = load_tokenizer(source, int(config.get_text_config().vocab_size), tokenizer)
+    # the bridge wants a tokenizer, which is never asked; without one it makes its own, and fails where there is none
+    unused = ByT5Tokenizer()
     try:
         with quiet():
             bridge = TransformerBridge.boot_transformers(
                 source.location,
                 device=device,
                 dtype=MODEL_DTYPES[dtype],
-                tokenizer=getattr(words, "tokenizer", None),
+                tokenizer=words.tokenizer if isinstance(words, HfTokenizer) else unused,
                 revision=source.revision,
             )
     except Exception as error:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from common import models
 from common.errors import ConfigError
 from common.models import ByteTokenizer, LanguageModel, find_model, layer_of, load_model, load_tokenizer
-from tests.tiny import LAYERS, gemma2, gpt2, neox
+from tests.tiny import LAYERS, gemma2, gpt2, llama, neox
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def tiny(tiny_model: Path) -> LanguageModel:
     return load_model(find_model(str(tiny_model)), "cpu")
 
 
-@pytest.mark.parametrize("make", [gpt2, neox, gemma2])
+@pytest.mark.parametrize("make", [gpt2, neox, gemma2, llama])
 def test_capture_equals_the_hidden_states_of_transformers(make: Callable[[], Any], tmp_path: Path) -> None:
     torch.manual_seed(0)
     reference = make().eval()
