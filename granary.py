@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -75,6 +76,9 @@ def harvest_main() -> None:
 
 def train_main() -> None:
     """The `train` command."""
+    # huge pages for tensors: a step makes and drops tens to hundreds of MB, and zeroing them page by page takes up to
+    # a fifth of it (docs/performance.md). PyTorch reads this at its first tensor.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from common.stopping import Stop
 
     stop = Stop.on_signals()

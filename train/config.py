@@ -10,6 +10,8 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from common.config import Count, Settings
 
+Kernels = Literal["auto", "plain", "sparse"]
+
 RESERVED = {  # files and folders of a run
     "run.toml", "data.json", "status.json", "report.html", "sae", "checkpoints", "eval", "plots",
 }  # fmt: skip
@@ -77,6 +79,11 @@ class FitConfig(DataConfig):
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Matrix products; weights, losses and top-k stay float32. auto: bfloat16 on a GPU."
+    )
+    kernels: Kernels = Field(
+        "auto",
+        description="Steps of variants that keep k latents of a linear encoder. sparse: from the kept ones alone; "
+        "plain: from all; auto: sparse on a CPU.",
     )
     log_every: Count | None = Field(
         None, gt=0, description="Steps between metrics; default: a hundredth of the run, at most 100."

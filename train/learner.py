@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.config import LearnerConfig
+from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.optim import make_optimizer, normalise_rows_, project_gradient_
 from train.saes.base import SAE, Batches, Output
+from train.saes.kept import Codes, Kept, sparse_pays
 from train.saes.parts import masked
 from train.schedule import Clock, default_lr, lr_factor
 
@@ -69,10 +70,18 @@ class Learner:
     """
 
     def __init__(
-        self, config: LearnerConfig, sae: SAE, n_steps: int, device: torch.device, precision: torch.dtype
+        self,
+        config: LearnerConfig,
+        sae: SAE,
+        n_steps: int,
+        device: torch.device,
+        precision: torch.dtype,
+        kernels: Kernels = "auto",
     ) -> None:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
         self.sae = sae.to(device)
+        pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device))
+        self.sae.sparse = sae.can_be_sparse and pays
         for parameter in self.sae.parameters():
             # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore
             parameter.data = parameter.data.contiguous()
@@ -149,19 +158,15 @@ class Learner:
     def _record(self, batch: Batch, output: Output, total: Tensor, norm: Tensor) -> None:
         kept = masked(batch.x, batch.valid, batch.n_valid)
         errors = masked(batch.x - output.reconstruction, batch.valid, batch.n_valid)
-        latents = masked(output.latents, batch.valid, batch.n_valid)
         self.sums.add("steps", torch.ones((), device=self.device))
         self.sums.add("tokens", torch.full((), batch.n_valid, device=self.device))
         self.sums.add("x", kept.sum((0, 1)))
         self.sums.add("x2", kept.square().sum())
         self.sums.add("error2", errors.square().sum())
-        active = self._count_active(latents)
+        active = self._count_active(output.latents, batch)
         self.sums.add("l0", active)
-        if self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values:
-            self._sample_firing(latents, batch)
         quiet = torch.where(active < batch.n_valid, self.quiet_steps[0] + 1, 0)
         self.quiet_steps = torch.stack([quiet, torch.maximum(quiet, self.quiet_steps[1])])
-        self.sums.add("l1", latents.sum())
         self.sums.add("loss", total)
         for name, part in output.parts.items():
             self.sums.add(f"part/{name}", part)
@@ -171,14 +176,25 @@ class Learner:
         self.sums.largest("grad_norm_max", norm)
         self.last_loss = torch.where(torch.isfinite(total), total.double(), self.last_loss)
 
-    def _count_active(self, latents: Tensor) -> Tensor:
-        """How many codes are above 0, noted for each group of latents as well."""
-        groups = self.sae.groups()
-        if not groups:
-            return torch.count_nonzero(latents)  # a third of the time of a sum over a comparison
-        counts = {name: torch.count_nonzero(latents[..., place]) for name, place in groups.items()}
+    def _count_active(self, codes: Codes, batch: Batch) -> Tensor:
+        """How many codes are above 0, noted by group and latent as well, and what they add up to."""
+        groups = self.sae.groups() or {"": slice(None)}
+        if isinstance(codes, Kept):
+            fired = codes.fired()
+            self.sums.add("firing", fired)
+            self.sums.add("sampled", torch.full((), batch.n_valid, device=self.device))
+            self.sums.add("l1", codes.values.sum())
+            counts = {name: fired[place].sum() for name, place in groups.items()}
+        else:
+            latents = masked(codes, batch.valid, batch.n_valid)
+            if self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values:
+                self._sample_firing(latents, batch)
+            self.sums.add("l1", latents.sum())
+            # a third of the time of a sum over a comparison
+            counts = {name: torch.count_nonzero(latents[..., place]) for name, place in groups.items()}
         for name, count in counts.items():
-            self.sums.add(f"group/{name.replace(' ', '_')}", count)
+            if name:
+                self.sums.add(f"group/{name.replace(' ', '_')}", count)
         return torch.stack(list(counts.values())).sum()
 
     def _sample_firing(self, latents: Tensor, batch: Batch) -> None:

@@ -45,6 +45,7 @@ def identity_of(
         "batch_size": config.batch_size,
         "seed": config.seed,
         "precision": str(precision).removeprefix("torch."),
+        "kernels": config.kernels,
     }
 
 
@@ -216,7 +217,7 @@ def new_learner(run: Run, config: LearnerConfig) -> Learner:
     """A learner with its first weights."""
     seed = config.seed if config.seed is not None else run.config.seed
     sae = variant_class(config.variant)(run.saes[config.name], run.d_in, seed)
-    return Learner(config, sae, run.amount.n_steps, run.device, run.precision)
+    return Learner(config, sae, run.amount.n_steps, run.device, run.precision, run.config.kernels)
 
 
 def started(run: Run, config: LearnerConfig) -> Learner:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.config import Count, Settings
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
+from train.saes.kept import Codes
 from train.saes.sparsity import check_led
 from train.schedule import Clock, dead_after
 
@@ -69,13 +70,13 @@ class Output:
 
     Attributes:
         parts: the loss as named, already weighted scalars; the total is their sum.
-        latents: [batch, window, d_sae], in scaled units.
+        latents: [batch, window, d_sae], all of them or the kept ones, in scaled units.
         reconstruction: [batch, window, d_model], in scaled units.
         extra: further scalars to log.
     """
 
     parts: Mapping[str, Float[Tensor, ""]]
-    latents: Float[Tensor, "B T L"]
+    latents: Codes
     reconstruction: Float[Tensor, "B T D"]
     extra: Mapping[str, Float[Tensor, ""]] = field(default_factory=dict)
 
@@ -103,6 +104,8 @@ class SAE(nn.Module, ABC):
         plain: options with which the variant is flat BatchTopK, for the tests; None where there are none.
         trained: whether gradient steps make it what it is; a reference has none, and no monitor ends it.
         sees_past: whether the tokens before have a say in a token's latents or reconstruction.
+        can_be_sparse: whether a step can do with the kept codes alone.
+        sparse: whether it does; the trainer says so.
     """
 
     variant: ClassVar[str]
@@ -114,6 +117,8 @@ class SAE(nn.Module, ABC):
     plain: ClassVar[Mapping[str, Any] | None] = None
     trained: ClassVar[bool] = True
     sees_past: ClassVar[bool] = False
+    can_be_sparse: ClassVar[bool] = False
+    sparse: bool = False
 
     W_enc: Tensor
     W_dec: Tensor

@@ -25,17 +25,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from train.data.batch import Batch
-from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import (
-    aux_k_loss,
-    count_silence_,
-    masked,
-    pre_activations,
-    reconstruction_loss,
-)
-from train.saes.sparsity import Sparsity
-from train.schedule import Clock
+from train.saes.base import KeptConfig
+from train.saes.kept import Codes, Kept
+from train.saes.linear import BatchLinearSAE
+from train.saes.parts import reconstruction_loss
 
 
 class MatryoshkaConfig(KeptConfig):
@@ -62,7 +55,7 @@ class MatryoshkaConfig(KeptConfig):
 
 
 @final
-class Matryoshka(SAE):
+class Matryoshka(BatchLinearSAE):
     """See the module's formula."""
 
     variant = "matryoshka"
@@ -73,7 +66,6 @@ class Matryoshka(SAE):
     def __init__(self, config: MatryoshkaConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
         self.blocks = config.blocks()
-        self.sparsity = Sparsity([config.d_sae], config.k, d_in, k_anneal=config.k_anneal)
 
     def groups(self) -> dict[str, slice]:
         ends = list(accumulate(self.blocks))
@@ -85,36 +77,16 @@ class Matryoshka(SAE):
     def links(self) -> dict[tuple[str, str], Tensor | None]:
         return dict.fromkeys(pairwise(self.groups()))
 
-    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))
-
-    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return self.sparsity.active(self.pre_activations(batch.x), 0, batch.n_valid, None)
-
-    def as_affine(self) -> AffineForm:
-        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent()).raw(self.scale)
-
-    def prefixes(self, latents: Float[Tensor, "B T L"]) -> list[Float[Tensor, "B T D"]]:
+    def prefixes(self, latents: Codes) -> list[Float[Tensor, "B T D"]]:
         """The reconstruction by each prefix, the full one last."""
-        blocks = zip(latents.split(self.blocks, dim=-1), self.W_dec.split(self.blocks), strict=True)
-        sums = accumulate((part @ rows).float() for part, rows in blocks)
-        return [total + self.b_dec for total in sums]
+        if isinstance(latents, Kept):
+            each = latents.times_by_block(self.W_dec, self.blocks).unbind(2)
+        else:
+            blocks = zip(latents.split(self.blocks, dim=-1), self.W_dec.split(self.blocks), strict=True)
+            each = tuple((part @ rows).float() for part, rows in blocks)
+        return [total + self.b_dec for total in accumulate(each)]
 
-    def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
-        latents = self.sparsity.active(u, 0, batch.n_valid, clock)
+    def rebuild(self, latents: Codes, batch: Batch) -> tuple[Tensor, Float[Tensor, "B T D"], dict[str, Tensor]]:
         prefixes = self.prefixes(latents)
         losses = [reconstruction_loss(batch.x, prefix, batch.valid, batch.n_valid) for prefix in prefixes]
-        dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - prefixes[-1], u, dead, self.W_dec, batch.valid)
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        parts = {"reconstruction": torch.stack(losses).mean(), "aux": self.config.aux_alpha * aux}
-        return Output(parts, latents, prefixes[-1], {"dead": dead.float().mean()} | self.sparsity.logged())
-
-    @torch.no_grad()
-    def calibrate(self, batches: Batches) -> dict[str, float]:
-        return self.sparsity.calibrate(lambda: ([self.pre_activations(b.x)[b.valid]] for b in batches()))
-
-    def fold_extra(self, scale: Tensor) -> None:
-        self.sparsity.fold(scale)
+        return torch.stack(losses).mean(), prefixes[-1], {}

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from train.saes.kept import Codes, Kept
+
 WEISZFELD_STEPS = 100
 WEISZFELD_TOLERANCE = 1e-5
 
@@ -93,28 +95,48 @@ def aux_k_loss(
 
     ê from the top min(D/2, #dead) dead pre-activations; ⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, and 0 when no latent is dead.
     """
-    if u.device.type == "cpu" and not bool(dead.any()):
-        return residual.new_zeros(())  # on a GPU the test would wait for the device: there it is computed and masked
-    target = residual.detach().float()
-    k = min(target.shape[-1] // 2, u.shape[-1])
+    if u.device.type == "cpu":  # on a GPU the list of the dead would wait for the device: there all are looked at
+        places = dead.nonzero().squeeze(-1)
+        return aux_k_of_dead(residual, u.index_select(-1, places), W_dec, places, valid)
+    k = min(residual.shape[-1] // 2, u.shape[-1])
     values, indices = torch.topk(torch.where(dead, u, -torch.inf), k, dim=-1, sorted=False)
     kept = torch.zeros_like(u).scatter(-1, indices, torch.where(torch.isfinite(values), values, 0.0))
-    estimate = (kept @ W_dec).float()
-    weight = valid[..., None]
-    count = valid.sum()
-    mean = (target * weight).sum((0, 1)) / count
+    return torch.where(dead.any(), _share_of_spread(residual, (kept @ W_dec).float(), valid), 0.0)
+
+
+def aux_k_of_dead(
+    residual: Float[Tensor, "B T D"],
+    u: Float[Tensor, "B T A"],
+    W_dec: Float[Tensor, "L D"],
+    dead: Int[Tensor, " A"],
+    valid: Bool[Tensor, "B T"],
+) -> Float[Tensor, ""]:
+    """The same from the pre-activations of the dead latents alone, whose numbers `dead` gives."""
+    if not len(dead):
+        return residual.new_zeros(())
+    kept = top_k(u, min(residual.shape[-1] // 2, len(dead)))
+    return _share_of_spread(residual, (kept @ W_dec.index_select(0, dead)).float(), valid)
+
+
+def _share_of_spread(
+    residual: Float[Tensor, "B T D"], estimate: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]
+) -> Float[Tensor, ""]:
+    """⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, e without gradient; 0 where e does not vary."""
+    target, weight = residual.detach().float(), valid[..., None]
+    mean = (target * weight).sum((0, 1)) / valid.sum()
     spread = ((target - mean).square() * weight).sum()
-    # a spread of 0 is kept out of the division: its gradient would be NaN, whatever the second `where` chooses
+    # a spread of 0 is kept out of the division: its gradient would be NaN, whatever the `where` after it chooses
     loss = ((target - estimate).square() * weight).sum() / torch.where(spread > 0, spread, 1.0)
-    return torch.where(dead.any() & (spread > 0), loss, 0.0)
+    return torch.where(spread > 0, loss, 0.0)
 
 
 @torch.no_grad()
-def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Float[Tensor, "B T L"], n_valid: int) -> None:
+def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Codes, n_valid: int) -> None:
     """Add `n_valid` tokens to the silence of every latent, and reset those that fired."""
-    fired = latents.flatten(0, -2).amax(0) > 0  # latents are never below 0; half the time of any() over a comparison
+    # latents are never below 0: the largest takes half the time of any() over a comparison
+    fired = latents.fired() if isinstance(latents, Kept) else latents.flatten(0, -2).amax(0)
     tokens_silent += n_valid
-    tokens_silent.masked_fill_(fired, 0)
+    tokens_silent.masked_fill_(fired > 0, 0)
 
 
 @torch.no_grad()
@@ -128,7 +150,7 @@ def update_average_(average: Float[Tensor, ""], value: Float[Tensor, ""], beta: 
 
 
 @torch.no_grad()
-def smallest_kept(latents: Float[Tensor, "B T L"]) -> Float[Tensor, ""]:
+def smallest_kept(latents: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The smallest positive latent of a batch, +inf if there is none."""
     return torch.where(latents > 0, latents, torch.inf).min()
 

@@ -10,6 +10,7 @@ Codes alone decide x̂, and it is linear in them; they are told only what the pa
 
 from __future__ import annotations
 
+import dataclasses
 from typing import final
 
 import torch
@@ -20,11 +21,11 @@ from torch import Tensor, nn
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.base import KeptConfig
+from train.saes.kept import Codes
+from train.saes.linear import BatchLinearSAE, times
+from train.saes.parts import reconstruction_loss
 from train.saes.past import lagged
-from train.saes.sparsity import Sparsity
-from train.schedule import Clock
 
 OWN_DRAWS = 1_000_003  # added to the seed: the predictor's numbers are apart from the shared weights'
 
@@ -38,7 +39,7 @@ class PredictorConfig(KeptConfig):
 
 
 @final
-class Predictor(SAE):
+class Predictor(BatchLinearSAE):
     """See the module's formula."""
 
     variant = "predictor"
@@ -49,7 +50,6 @@ class Predictor(SAE):
 
     def __init__(self, config: PredictorConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
-        self.sparsity = Sparsity([config.d_sae], config.k, d_in, k_anneal=config.k_anneal)
         if config.rank:
             generator = torch.Generator().manual_seed(seed + OWN_DRAWS)
             start = torch.randn(config.d_sae, config.rank, generator=generator) / config.rank**0.5
@@ -58,48 +58,22 @@ class Predictor(SAE):
             falling = 1 / torch.arange(1, config.lags + 1)
             self.lag_weights = nn.Parameter(falling[:, None].repeat(1, config.rank))
 
-    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return torch.relu(pre_activations(x, self.W_enc, self.b_enc, self.b_dec))
-
-    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return self.sparsity.active(self.pre_activations(batch.x), 0, batch.n_valid, None)
-
     def as_affine(self) -> AffineForm:
         lost = "what the decoder reads from past codes" if self.config.rank else ""
-        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent(), lost=lost).raw(self.scale)
+        return dataclasses.replace(super().as_affine(), lost=lost)
 
-    def from_past(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
+    def from_past(self, latents: Codes, batch: Batch) -> Float[Tensor, "B T D"]:
         """What the past codes say of x."""
         if not self.config.rank:
-            return latents.new_zeros(*latents.shape[:-1], self.d_in)
-        return (lagged(latents @ self.W_past, self.lag_weights, batch) @ self.W_out).float()
+            return self.b_dec.new_zeros(*latents.shape[:-1], self.d_in)
+        return (lagged(times(latents, self.W_past), self.lag_weights, batch) @ self.W_out).float()
 
     def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
-        return (latents @ self.W_dec).float() + self.b_dec + self.from_past(latents, batch)
+        return times(latents, self.W_dec) + self.b_dec + self.from_past(latents, batch)
 
-    def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
-        latents = self.sparsity.active(u, 0, batch.n_valid, clock)
-        predicted = self.from_past(latents, batch)
-        direct = (latents @ self.W_dec).float() + self.b_dec
-        reconstruction = direct + predicted
-        dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        parts = {
-            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "aux": self.config.aux_alpha * aux,
-        }
-        extra = {
-            "dead": dead.float().mean(),
-            "error_without_past": reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid),
-        }
-        return Output(parts, latents, reconstruction, extra | self.sparsity.logged())
-
-    @torch.no_grad()
-    def calibrate(self, batches: Batches) -> dict[str, float]:
-        return self.sparsity.calibrate(lambda: ([self.pre_activations(b.x)[b.valid]] for b in batches()))
-
-    def fold_extra(self, scale: Tensor) -> None:
-        self.sparsity.fold(scale)  # W_past and W_out are linear in the codes: they stay
+    def rebuild(self, latents: Codes, batch: Batch) -> tuple[Tensor, Float[Tensor, "B T D"], dict[str, Tensor]]:
+        direct = times(latents, self.W_dec) + self.b_dec
+        reconstruction = direct + self.from_past(latents, batch)
+        without = reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid)
+        loss = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
+        return loss, reconstruction, {"error_without_past": without}

@@ -146,10 +146,13 @@ class Sparsity(nn.Module):
             return u
         if clock is None or self.mode == "joint":
             return u * (u > self.threshold[group])
-        n_kept = min(round(self.k_at(clock) * self.shares[group] * n_valid), u.numel())
-        kept = batch_top_k(u, n_kept)
-        self._note(kept, group, clock)
+        kept = batch_top_k(u, min(self.n_kept(group, n_valid, clock), u.numel()))
+        self.note(kept, group, clock)
         return kept
+
+    def n_kept(self, group: int, n_valid: int, clock: Clock) -> int:
+        """Codes of a group in a batch, for `budgets`."""
+        return round(self.k_at(clock) * self.shares[group] * n_valid)
 
     def settle(
         self, u: Sequence[Tensor], codes: Sequence[Tensor], n_valid: int, clock: Clock | None
@@ -159,7 +162,7 @@ class Sparsity(nn.Module):
             return list(codes)
         scores = torch.cat([values / weight for values, weight in zip(u, self.weights, strict=True)], dim=-1)
         kept = batch_top_k(scores, min(round(self.k_at(clock) * n_valid), scores.numel()))
-        self._note(kept, None, clock)
+        self.note(kept, None, clock)
         parts = kept.split(self.sizes, dim=-1)
         return [part * weight for part, weight in zip(parts, self.weights, strict=True)]
 
@@ -175,7 +178,8 @@ class Sparsity(nn.Module):
         return {"sparsity": part}
 
     @torch.no_grad()
-    def _note(self, kept: Tensor, group: int | None, clock: Clock) -> None:
+    def note(self, kept: Tensor, group: int | None, clock: Clock) -> None:
+        """Let θ of a group, or of all, follow the smallest positive value of the codes kept, of any shape."""
         smallest, first = smallest_kept(kept), clock.progress <= AVERAGE_FROM
         beta = averaging(clock.n_steps)
         if group is not None:

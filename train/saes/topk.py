@@ -9,9 +9,9 @@ Differs from the paper: Adam's eps and the weight average (off) are the project'
 
 from __future__ import annotations
 
+import functools
 from typing import final
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -19,8 +19,10 @@ from torch import Tensor
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
-from train.saes.base import SAE, KeptConfig, Output
-from train.saes.parts import annealed_k, aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss, top_k
+from train.saes.base import KeptConfig
+from train.saes.kept import Choice, keep_top_k
+from train.saes.linear import LinearSAE
+from train.saes.parts import annealed_k, top_k
 from train.schedule import Clock
 
 
@@ -31,7 +33,7 @@ class TopKConfig(KeptConfig):
 
 
 @final
-class TopK(SAE):
+class TopK(LinearSAE):
     """See the module's formula."""
 
     variant = "topk"
@@ -39,21 +41,18 @@ class TopK(SAE):
     config: TopKConfig
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return top_k(torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec)), self.config.k)
+        return top_k(self.pre_activations(batch.x), self.config.k)
 
     def as_affine(self) -> AffineForm:
         return AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "topk", k=self.config.k).raw(self.scale)
 
-    def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        u = torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
+    def k_at(self, clock: Clock) -> int:
+        """k of this step."""
         k = round(annealed_k(self.config.k, self.d_in, self.config.k_anneal, clock.progress))
-        latents = top_k(u, min(k, self.d_sae))
-        reconstruction = (latents @ self.W_dec).float() + self.b_dec
-        dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
-        count_silence_(self.tokens_silent, masked(latents, batch.valid, batch.n_valid), batch.n_valid)
-        parts = {
-            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "aux": self.config.aux_alpha * aux,
-        }
-        return Output(parts, latents, reconstruction, {"dead": dead.float().mean()})
+        return min(k, self.d_sae)
+
+    def keep(self, u: Float[Tensor, "B T L"], n_valid: int, clock: Clock) -> Float[Tensor, "B T L"]:
+        return top_k(u, self.k_at(clock))
+
+    def choice(self, n_valid: int, clock: Clock) -> Choice:
+        return functools.partial(keep_top_k, k=self.k_at(clock))

@@ -1,0 +1,181 @@
+"""Kept codes against dense ones: products, gradients, what is chosen, and whole training steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.train.saes.test_contract import K, batch_for, learner_of, new_sae, sentences
+from train.data.batch import Batch
+from train.saes import REGISTRY
+from train.saes.kept import Kept, Places, encode_kept, keep_batch_top_k, keep_top_k
+from train.saes.parts import aux_k_loss, aux_k_of_dead, pre_activations
+
+N, D, L = 24, 6, 40
+can_be_sparse = pytest.mark.parametrize("variant", [name for name, cls in REGISTRY.items() if cls.can_be_sparse])
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def kept_of(dense: Tensor) -> Kept:
+    """The entries of [1, N, L] that are not 0."""
+    row, column = dense[0].nonzero(as_tuple=True)
+    first = torch.searchsorted(row, torch.arange(dense.shape[1] + 1))
+    values = dense[0][row, column].detach().requires_grad_()
+    return Kept(values, Places(first, column, dense.shape[2]), (1, dense.shape[1], dense.shape[2]))
+
+
+def some_codes() -> Tensor:
+    """A row without any, one with all, the rest with a tenth; some latents have none."""
+    codes = random(1, N, L).relu() * (torch.rand(1, N, L, generator=torch.Generator().manual_seed(1)) < 0.1)
+    codes[0, 3], codes[0, 5] = 0.0, random(L, seed=2).abs()
+    codes[0, :, 7] = 0.0
+    return codes
+
+
+def test_a_product_and_its_gradients_are_the_dense_ones() -> None:
+    codes, weight, back = some_codes().requires_grad_(), random(L, D, seed=3).requires_grad_(), random(1, N, D, seed=4)
+    expected = codes @ weight
+    expected.backward(back)
+    kept, same = kept_of(codes), weight.detach().clone().requires_grad_()
+    product = kept.times(same)
+    product.backward(back)
+    assert torch.allclose(product, expected, atol=1e-6)
+    assert torch.allclose(same.grad, weight.grad, atol=1e-5)
+    assert torch.allclose(kept.values.grad, codes.grad[codes > 0], atol=1e-6)
+    assert torch.equal(kept.dense(), codes)
+
+
+def test_products_by_block_are_those_of_each_block() -> None:
+    codes, weight, blocks = some_codes(), random(L, D, seed=3), [5, 1, 14, 20]
+    kept = kept_of(codes)
+    product = kept.times_by_block(weight.requires_grad_(), blocks)
+    pairs = zip(codes.split(blocks, -1), weight.split(blocks), strict=True)
+    assert torch.allclose(product, torch.stack([part @ rows for part, rows in pairs], dim=2), atol=1e-6)
+    assert torch.allclose(product.sum(2), kept.times(weight), atol=1e-5)
+    assert torch.autograd.grad(product.sum(), kept.values)[0].shape == kept.values.shape
+
+
+def test_codes_are_counted_by_latent() -> None:
+    codes = some_codes()
+    kept = kept_of(codes)
+    kept.values.data[0] = 0.0  # kept, but not active
+    assert torch.equal(kept.fired(), (kept.dense() > 0).sum((0, 1)))
+
+
+def test_top_k_keeps_the_largest_of_each_row() -> None:
+    u = random(N, L)
+    places = keep_top_k(u, 5)
+    chosen = torch.zeros(N, L, dtype=torch.bool)
+    chosen[places.row, places.column] = True
+    expected = u >= u.topk(5).values[:, -1:]
+    assert torch.equal(chosen, expected)
+
+
+@pytest.mark.parametrize("n_kept", [1, 37, 300, N * L, 2 * N * L])
+def test_batch_top_k_keeps_the_largest_of_all_in_order(n_kept: int) -> None:
+    u = random(N, L)
+    places = keep_batch_top_k(u, n_kept)
+    n_expected = min(n_kept, int((u > 0).sum()))
+    flat = places.row * L + places.column
+    assert flat.tolist() == sorted(u.flatten().topk(n_expected).indices.tolist())
+
+
+def test_batch_top_k_is_exact_where_the_sample_of_rows_misleads() -> None:
+    u = torch.full((640, 8), 0.1)
+    u[::10] = 5.0  # the rows sampled are nothing like the others
+    u[1] = 9.0
+    places = keep_batch_top_k(u, 2000)
+    values = u[places.row, places.column]
+    assert len(values) == 2000
+    assert int((values == 9).sum()) == 8
+    assert int((values == 5).sum()) == 512
+
+
+def test_batch_top_k_of_nothing_positive_is_empty() -> None:
+    places = keep_batch_top_k(-torch.ones(N, L), 10)
+    assert len(places.column) == 0
+    assert places.first.tolist() == [0] * (N + 1)
+    assert places.times(torch.zeros(0), random(L, D)).abs().sum() == 0
+
+
+def test_encoding_and_its_gradients_are_the_dense_ones() -> None:
+    x, W_enc, b_enc, b_dec = random(2, N // 2, D), random(D, L, seed=1), random(L, seed=2) / 3, random(D, seed=3) / 3
+    valid = torch.rand(2, N // 2, generator=torch.Generator().manual_seed(5)) < 0.8
+    dead = torch.tensor([2, 11, 30])
+    back, back_dead = random(2, N // 2, L, seed=6), random(2, N // 2, 3, seed=7)
+
+    ours = [value.clone().requires_grad_() for value in (W_enc, b_enc, b_dec)]
+    kept, of_dead = encode_kept(x, *ours, valid, lambda u: keep_top_k(u, 8), dead)
+    (kept.values * back.flatten(0, 1)[kept.places.row, kept.places.column]).sum().backward(retain_graph=True)
+    (of_dead * back_dead).sum().backward()
+
+    theirs = [value.clone().requires_grad_() for value in (W_enc, b_enc, b_dec)]
+    u = torch.relu(pre_activations(x, *theirs)) * valid[..., None]
+    codes = torch.zeros_like(u).scatter(-1, u.topk(8).indices, u.topk(8).values)
+    ((codes * back).sum() + (u[..., dead] * back_dead).sum()).backward()
+
+    assert torch.allclose(kept.dense(), codes, atol=1e-6)
+    for mine, plain in zip(ours, theirs, strict=True):
+        assert torch.allclose(mine.grad, plain.grad, atol=1e-5)
+
+
+def test_aux_k_of_the_dead_alone_is_that_of_all() -> None:
+    u, W_dec, residual = random(1, N, L).relu(), random(L, D, seed=1), random(1, N, D, seed=2)
+    silent = torch.zeros(L, dtype=torch.bool)
+    silent[::3] = True
+    valid = torch.ones(1, N, dtype=torch.bool)
+    dead = silent.nonzero().squeeze(-1)
+    alone = aux_k_of_dead(residual, u[..., dead], W_dec, dead, valid)
+    estimate = torch.zeros(1, N, L)
+    masked = torch.where(silent, u, -1.0)
+    estimate.scatter_(-1, masked.topk(D // 2).indices, masked.topk(D // 2).values)
+    error = (residual - estimate @ W_dec).square().sum()
+    assert float(alone) == pytest.approx(float(error / (residual - residual.mean(1)).square().sum()), rel=1e-5)
+    assert float(aux_k_loss(residual, u, silent, W_dec, valid)) == pytest.approx(float(alone), rel=1e-6)
+    assert float(aux_k_of_dead(residual, u[..., :0], W_dec, dead[:0], valid)) == 0
+
+
+@can_be_sparse
+@pytest.mark.parametrize("some_invalid", [False, True])
+def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool) -> None:
+    learners = [learner_of(new_sae(variant), 60) for _ in range(2)]
+    for learner, sparse in zip(learners, (False, True), strict=True):
+        learner.sae.sparse = sparse
+        learner.sae.tokens_silent[:20] = 10**9  # AuxK has something to do from the first step on
+    for step in range(30):
+        batch = batch_for(learners[0].sae, step)
+        if some_invalid:
+            valid = torch.rand(batch.valid.shape, generator=torch.Generator().manual_seed(step)) < 0.7
+            batch = Batch.of(batch.x, doc=batch.doc, pos=batch.pos, valid=valid)
+        for learner in learners:
+            learner.train_step(batch, 256)
+    plain, sparse = (learner.sae.state_dict() for learner in learners)
+    for name, value in plain.items():
+        assert torch.allclose(sparse[name].float(), value.float(), atol=2e-3), name
+    figures = [learner.read_metrics() for learner in learners]
+    for name, value in figures[0].items():
+        if value is not None and name != "dense":  # of all tokens here, of a sample there
+            assert figures[1][name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
+
+
+@can_be_sparse
+def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str) -> None:
+    losses = []
+    for precision in (torch.float32, torch.bfloat16):
+        learner = learner_of(new_sae(variant), 60, precision)
+        learner.sae.sparse = True
+        for step in range(30):
+            learner.train_step(batch_for(learner.sae, step), 256)
+        losses.append(float(learner.last_loss))
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+def test_a_sparse_step_of_batchtopk_counts_k_a_token() -> None:
+    learner = learner_of(new_sae("batchtopk"), 60)
+    learner.sae.sparse = True
+    learner.train_step(sentences(0, 8), 128)
+    assert float(learner.sums.values["l0"]) / 128 == pytest.approx(K)
