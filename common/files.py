@@ -70,18 +70,40 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     Raises:
         StoreError: the disk is full (or a quota reached); the file aside is removed again.
     """
-    aside = path.with_name(path.name + ASIDE)
+    aside = write_aside(path, data)
+    try:
+        put_in_place(aside, path)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise disk_error(error, path, len(data)) from error
+
+
+def write_aside(path: Path, data: bytes | memoryview, by: str = "") -> Path:
+    """The first half of `write_file`: the bytes are safe beside `path`, under a name that counts for nothing.
+
+    Args:
+        by: tells several writers of one file apart, so that none touches the bytes of another.
+
+    Raises:
+        StoreError: the disk is full (or a quota reached); the file aside is removed again.
+    """
+    aside = path.with_name(path.name + by + ASIDE)
     try:
         make_folder(path.parent)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
     except OSError as error:
         aside.unlink(missing_ok=True)
         raise disk_error(error, path, len(data)) from error
+    return aside
+
+
+def put_in_place(aside: Path, path: Path) -> None:
+    """The second half: the file aside under its final name, durably."""
+    os.replace(aside, path)
+    sync_folder(path.parent)
 
 
 def disk_error(error: OSError, path: Path, size: int) -> OSError:

@@ -71,18 +71,22 @@ class Entry:
 class Journal:
     """The journal file of one store; the last line about a chunk is the one that counts.
 
+    Args:
+        entries: take these for all there is, and do not read the file.
+
     Attributes:
         torn_bytes: length of an unfinished last line.
         damaged_lines: numbers (from 1) of whole lines that do not match their checksum.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, entries: Iterable[Entry] | None = None) -> None:
         self.path = path
-        self.entries: dict[tuple[str, int], Entry] = {}
+        self.entries = {(entry.array, entry.chunk): entry for entry in entries or ()}
         self.torn_bytes = 0
         self.damaged_lines: list[int] = []
         self._whole_bytes = 0
-        self._load()
+        if entries is None:
+            self._load()
 
     def _load(self) -> None:
         data = self.path.read_bytes() if self.path.exists() else b""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,16 @@ import numpy as np
 
 from common.arrays import ArraySpec, decode_chunk, encode_chunk
 from common.errors import ConfigError, DataError, StoreError, nearest
-from common.files import ASIDE, crc32c, fingerprint, read_json, write_file, write_json
+from common.files import (
+    ASIDE,
+    crc32c,
+    fingerprint,
+    put_in_place,
+    read_json,
+    write_aside,
+    write_file,
+    write_json,
+)
 from common.journal import Entry, Journal
 from common.layout import (
     DOCUMENTS,
@@ -35,6 +45,21 @@ from common.layout import (
 )
 from common.moments import Moments
 
+ChunkData = tuple[str, int, np.ndarray, dict[str, Any]]  # array, chunk, rows ≤ chunk_rows of it, facts for the journal
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A chunk file whose bytes are safe, under a name that counts for nothing.
+
+    Attributes:
+        entry: its line of the journal, once it is published.
+        aside: that name, in the folder of the chunk.
+    """
+
+    entry: Entry
+    aside: str
+
 
 class Store:
     """A store on disk, for reading and (under `common.files.exclusive`) for writing.
@@ -45,9 +70,9 @@ class Store:
         journal: what is committed.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any]) -> None:
+    def __init__(self, path: Path, header: dict[str, Any], journal: Journal | None = None) -> None:
         self.path, self.header = path, header
-        self.journal = Journal(path / "journal.jsonl")
+        self.journal = journal or Journal(path / "journal.jsonl")
         self._append = threading.Lock()
 
     # ---- opening and creating -------------------------------------------------------------------------------
@@ -150,9 +175,7 @@ class Store:
 
         Extending a store fills up its short last chunk; the sequences that were in it keep their bytes.
         """
-        earlier = Store(self.path, self.header | {"n_sequences": min(n_sequences, self.n_sequences)})
-        earlier.journal = self.journal
-        return earlier
+        return Store(self.path, self.header | {"n_sequences": min(n_sequences, self.n_sequences)}, self.journal)
 
     def array_names(self) -> list[str]:
         return array_names(self.header)
@@ -185,35 +208,56 @@ class Store:
         sets = [set(self.committed(array)) for array in wanted]
         return sorted(set.intersection(*sets))
 
-    def commit(self, chunks: Sequence[tuple[str, int, np.ndarray, dict[str, Any]]]) -> None:
-        """Write chunk files (array, chunk, data [rows ≤ chunk_rows, …], extra), then one journal append for all.
-
-        Short data is padded with zeros (`documents`: with -1) to the full chunk. Threads may commit at once.
+    def commit(self, chunks: Sequence[ChunkData]) -> None:
+        """Write chunk files, then one journal append for all. Threads may commit at once.
 
         Raises:
             StoreError: the disk is full; what was committed before is intact.
         """
-        entries = []
-        for array, chunk, data, extra in chunks:
-            spec = self.spec(array)
-            if len(data) < spec.chunk_rows:
-                padded = np.full(spec.chunk_shape, PADDING if array == DOCUMENTS else 0, spec.numpy_dtype)
-                padded[: len(data)] = data
-                data = padded
-            encoded = encode_chunk(spec, data)
-            write_file(self.chunk_path(array, chunk), encoded)
-            entries.append(
-                Entry(
-                    array=array,
-                    chunk=chunk,
-                    crc32c=crc32c(np.frombuffer(encoded, np.uint8)),
-                    size_bytes=len(encoded),
-                    sequences=self.sequences_in(chunk),
-                    extra=extra,
+        self.publish(self.stage(chunks))
+
+    def stage(self, chunks: Sequence[ChunkData], by: str = "") -> list[Staged]:
+        """The first half of a commit: the bytes are safe on disk, but nobody sees them yet.
+
+        Any process may do it, without the lock. Short data is padded with zeros (`documents`: with -1) to the full
+        chunk.
+
+        Args:
+            by: tells several processes apart that may stage the same chunk.
+
+        Raises:
+            StoreError: the disk is full; nothing is left aside.
+        """
+        staged: list[Staged] = []
+        try:
+            for array, chunk, data, extra in chunks:
+                spec = self.spec(array)
+                if len(data) < spec.chunk_rows:
+                    padded = np.full(spec.chunk_shape, PADDING if array == DOCUMENTS else 0, spec.numpy_dtype)
+                    padded[: len(data)] = data
+                    data = padded
+                encoded = encode_chunk(spec, data)
+                aside = write_aside(self.chunk_path(array, chunk), encoded, by)
+                crc, rows = crc32c(np.frombuffer(encoded, np.uint8)), self.sequences_in(chunk)
+                entry = Entry(
+                    array=array, chunk=chunk, crc32c=crc, size_bytes=len(encoded), sequences=rows, extra=extra
                 )
-            )
+                staged.append(Staged(entry, aside.name))
+        except BaseException:
+            for item in staged:
+                self.staged_path(item).unlink(missing_ok=True)
+            raise
+        return staged
+
+    def publish(self, staged: Sequence[Staged]) -> None:
+        """The second half: each file under its final name, then one journal append for all. Under the lock only."""
+        for item in staged:
+            put_in_place(self.staged_path(item), self.chunk_path(item.entry.array, item.entry.chunk))
         with self._append:
-            self.journal.append(entries)
+            self.journal.append(item.entry for item in staged)
+
+    def staged_path(self, item: Staged) -> Path:
+        return self.chunk_path(item.entry.array, item.entry.chunk).with_name(item.aside)
 
     def check_size(self, array: str, chunk: int) -> str | None:
         """What is wrong with a committed chunk file judging by its length alone, or None."""

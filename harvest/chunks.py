@@ -14,7 +14,9 @@ import torch
 
 from common.dtypes import TORCH, to_numpy
 from common.errors import ConfigError
+from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, partial_array
 from common.models import LanguageModel
+from common.store import ChunkData, Store
 from harvest.moments import PartialSums
 
 
@@ -46,6 +48,34 @@ class ChunkBuffer:
         """Until all copies have arrived."""
         if self.copied is not None:
             self.copied.synchronize()
+
+
+def chunk_tokens(store: Store, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a chunk, int32 [rows, context], and which of them may be trained on: bool, likewise.
+
+    Raises:
+        StoreError: they are not what the journal says.
+    """
+    rows = store.sequences_in(chunk)
+    tokens = store.map_chunk(TOKENS, chunk, verify=True)[:rows]
+    documents = store.map_chunk(DOCUMENTS, chunk, verify=True)[:rows]
+    return tokens, (documents >= 0) & ~np.isin(tokens, store.special_tokens)
+
+
+def files_of(hook: str, chunk: int, rows: int, filled: HookBuffer) -> tuple[list[ChunkData], dict[str, Any]]:
+    """What one chunk puts on disk at one hook, and what its moments say of it: count, max_abs, nonfinite, where."""
+    acts, norms = filled.arrays(rows)
+    sums, facts = filled.partial.result()
+    return [
+        (acts_array(hook), chunk, acts, {"nonfinite": facts["nonfinite"], "max_abs": facts["max_abs"]}),
+        (norms_array(hook), chunk, norms, {}),
+        (partial_array(hook), chunk, sums, {"count": facts["count"], "max_abs": facts["max_abs"]}),
+    ], facts
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch found no memory: a class of its own on a GPU, a plain RuntimeError of its allocator on a CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 class Forward:
@@ -95,7 +125,9 @@ class Forward:
             try:
                 self._run(tokens, trainable, buffer)
                 return halved
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.batch_size == 1:
                     raise ConfigError(
                         f"out of memory with a single sequence of {self.context} tokens. Lower --context, "

@@ -61,6 +61,14 @@ class HarvestConfig(Settings):
     )
     allow_fewer: bool = Field(False, description="Take what there is when the corpus has fewer tokens than asked for.")
     max_bytes: Count | None = Field(None, gt=0, description="Refuse to start when the store would be larger than this.")
+    workers: int | None = Field(
+        None,
+        gt=0,
+        description="Spread the chunks over so many processes here; GPUs are dealt out among them.",
+    )
+    dask: str | None = Field(
+        None, description="Spread the chunks over the workers of this dask scheduler, such as tcp://host:8786."
+    )
     writers: int = Field(2, gt=0, description="Threads that checksum and write chunks.")
     seed: int = Field(0, description="Order of a corpus's files (local) or shards (hub).")
     out: Path | None = Field(None, description="The store; default cache/<model>.zarr.")
@@ -69,6 +77,12 @@ class HarvestConfig(Settings):
     def _hooks_named(self) -> HarvestConfig:
         if not self.layer and not self.hook:
             raise ValueError("name at least one --layer or --hook")
+        return self
+
+    @model_validator(mode="after")
+    def _one_cluster(self) -> HarvestConfig:
+        if self.workers and self.dask:
+            raise ValueError("--workers starts processes here, --dask uses those of a scheduler: say one of them")
         return self
 
     def corpus_options(self) -> CorpusOptions:

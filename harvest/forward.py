@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from common.console import Progress, say
 from common.errors import Interrupted, StoreError
+from common.files import canonical_json
 from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, partial_array
 from common.stopping import Stop
 from common.store import Store
-from harvest.chunks import Forward
+from harvest.chunks import Forward, chunk_tokens
+from harvest.cluster import Cluster
 from harvest.plan import Plan
+from harvest.prepare import from_anywhere
+from harvest.tally import Tally
+from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk
 from harvest.writer import Job, Writers
 
 
@@ -50,56 +53,101 @@ def missing_chunks(store: Store) -> dict[int, list[str]]:
     return dict(sorted(todo.items()))
 
 
-def forward(plan: Plan, store: Store, stop: Stop, todo: dict[int, list[str]]) -> Harvested:
-    """Run the model over the chunks in `todo` and commit each hook's activations.
+def forward(
+    plan: Plan, store: Store, stop: Stop, todo: dict[int, list[str]], cluster: Cluster | None = None
+) -> Harvested:
+    """Run the model over the chunks in `todo` and commit each hook's activations, here or on a cluster.
 
     Raises:
-        Interrupted: asked to stop; what was submitted is committed first.
+        Interrupted: asked to stop; what had begun is committed first.
         StoreError: the disk is full, or non-finite activations under --on-nonfinite error.
     """
-    started = time.monotonic()
-    waited, bound, harvested, nonfinite = 0.0, 0, 0, 0
     total = sum(store.sequences_in(chunk) for chunk in todo) * store.context
-    progress = Progress("harvest", total)
+    tally = Tally(Progress("harvest", total))
     for hooks, chunks in group_by_hooks(todo):
-        runner = Forward(
-            plan.model,
-            {hook: store.d_model(hook) for hook in hooks},
-            store.identity["dtype"],
-            store.chunk_sequences,
-            store.context,
-            store.header["settings"]["batch_size"],
-        )
-        nonfinite_seen: list[int] = []
-        writers = Writers(store, finite_check(plan, store, nonfinite_seen), runner.new_buffer, plan.config.writers)
-        with closing_quietly(writers):
-            for chunk in chunks:
-                if stop.asked:
-                    break
-                rows = store.sequences_in(chunk)
-                buffer = writers.free_buffer()
-                tokens = store.map_chunk(TOKENS, chunk, verify=True)[:rows]
-                documents = store.map_chunk(DOCUMENTS, chunk, verify=True)[:rows]
-                trainable = (documents >= 0) & ~np.isin(tokens, store.special_tokens)
-                if runner.run(tokens, trainable, buffer):
-                    remember_batch_size(store, runner.batch_size)
-                writers.submit(Job(chunk, rows, buffer))
-                harvested += rows * store.context
-                bound = writers.written_bytes
-                elapsed = time.monotonic() - started
-                progress.update(harvested, describe(harvested, bound, writers.waited_s, elapsed))
-        waited += writers.waited_s
-        nonfinite += sum(nonfinite_seen)
-        bound = writers.written_bytes
-    seconds = time.monotonic() - started
-    if stop.asked and harvested < total:
+        if cluster is None:
+            forward_here(plan, store, stop, hooks, chunks, tally)
+        else:
+            forward_on(cluster, plan, store, stop, hooks, chunks, tally)
+    if stop.asked and tally.tokens < total:
         raise Interrupted(
-            f"stopped by {stop.signal_name} after {harvested:,} of {total:,} tokens; the same command goes on."
+            f"stopped by {stop.signal_name} after {tally.tokens:,} of {total:,} tokens; the same command goes on."
         )
-    if todo:
-        progress.close(harvested, describe(harvested, bound, waited, seconds))
+    tally.close()
+    seconds = tally.elapsed
     store.write_summary()
-    return Harvested(harvested, seconds, waited, nonfinite)
+    return Harvested(tally.tokens, seconds, tally.waited_s, tally.nonfinite)
+
+
+def forward_here(plan: Plan, store: Store, stop: Stop, hooks: list[str], chunks: list[int], tally: Tally) -> None:
+    """In this process: the model in this thread, writing in others."""
+    runner = Forward(
+        plan.model,
+        {hook: store.d_model(hook) for hook in hooks},
+        store.identity["dtype"],
+        store.chunk_sequences,
+        store.context,
+        store.header["settings"]["batch_size"],
+    )
+    writers = Writers(store, finite_check(plan, store, tally), runner.new_buffer, plan.config.writers)
+    waited, written = tally.waited_s - tally.read_s, tally.written_bytes
+    with closing_quietly(writers):
+        for chunk in chunks:
+            if stop.asked:
+                break
+            buffer = writers.free_buffer()
+            started = time.monotonic()
+            tokens, trainable = chunk_tokens(store, chunk)
+            tally.read_s += time.monotonic() - started
+            if runner.run(tokens, trainable, buffer):
+                remember_batch_size(store, runner.batch_size)
+            writers.submit(Job(chunk, len(tokens), buffer))
+            tally.waited_s = waited + writers.waited_s + tally.read_s
+            tally.written_bytes = written + writers.written_bytes
+            tally.add(tokens.size)
+    tally.written_bytes = written + writers.written_bytes
+
+
+def forward_on(
+    cluster: Cluster, plan: Plan, store: Store, stop: Stop, hooks: list[str], chunks: list[int], tally: Tally
+) -> None:
+    """On a cluster: workers run chunks and write them aside, this process publishes them and keeps the journal."""
+    check, batch_size = finite_check(plan, store, tally), store.header["settings"]["batch_size"]
+    shared = Pass(
+        model=recipe_of(plan, cluster.device),
+        widths=tuple((hook, store.d_model(hook)) for hook in hooks),
+        dtype=store.identity["dtype"],
+        chunk_sequences=store.chunk_sequences,
+        context=store.context,
+        batch_size=batch_size,
+        threads=cluster.threads,
+    )
+    path, entries = store.path.absolute(), store.journal.entries
+    tasks = (
+        ChunkTask(shared, path, store.header, chunk, (entries[TOKENS, chunk], entries[DOCUMENTS, chunk]))
+        for chunk in chunks
+    )
+    for done in cluster.each(harvest_chunk, tasks, stop):
+        for staged in done.hooks:
+            check(staged.hook, done.chunk, staged.facts)
+            store.publish(staged.files)
+        if done.batch_size and done.batch_size < store.header["settings"]["batch_size"]:
+            remember_batch_size(store, done.batch_size)
+        tally.add_remote(done, cluster.n_workers, store.sequences_in(done.chunk) * store.context)
+    for leftover in store.leftovers():  # of workers that died, and of chunks that were computed twice
+        leftover.unlink(missing_ok=True)
+
+
+def recipe_of(plan: Plan, device: str) -> ModelRecipe:
+    source = plan.model.source
+    return ModelRecipe(
+        name=str(from_anywhere(plan.config.model)),
+        revision=source.revision or plan.config.revision,
+        tokenizer=from_anywhere(plan.config.tokenizer),
+        device=device,
+        dtype=plan.identity["model_dtype"],
+        identity=canonical_json(source.identity()),
+    )
 
 
 def group_by_hooks(todo: dict[int, list[str]]) -> list[tuple[list[str], list[int]]]:
@@ -122,7 +170,7 @@ def closing_quietly(writers: Writers) -> Iterator[None]:
     writers.close()
 
 
-def finite_check(plan: Plan, store: Store, seen: list[int]) -> Any:
+def finite_check(plan: Plan, store: Store, tally: Tally) -> Any:
     """What a writer does with a chunk's count of non-finite values: refuse it, or report it and go on."""
 
     def check(hook: str, chunk: int, facts: dict[str, Any]) -> None:
@@ -136,7 +184,7 @@ def finite_check(plan: Plan, store: Store, seen: list[int]) -> Any:
                 "leave those positions out of training, or store with --dtype bfloat16 or float32."
             )
         say(f"{message}: masked")
-        seen.append(facts["nonfinite"])
+        tally.nonfinite += facts["nonfinite"]
 
     return check
 
@@ -146,11 +194,3 @@ def remember_batch_size(store: Store, batch_size: int) -> None:
     say(f"out of memory: going on with batches of {batch_size} sequences")
     store.header = store.header | {"settings": store.header["settings"] | {"batch_size": batch_size}}
     store.write_metadata()
-
-
-def describe(tokens: int, size: int, waited: float, elapsed: float) -> str:
-    """`412,000 tokens · 9,120 tok/s · 0.02 GB/s · waited 0 % (model binds)`."""
-    share = waited / max(elapsed, 1e-9)
-    binds = "disk binds" if share > 0.1 else "model binds"
-    rate = f"{tokens / max(elapsed, 1e-9):,.0f} tok/s · {size / max(elapsed, 1e-9) / 1e9:.3f} GB/s"
-    return f"{tokens:,} tokens · {rate} · waited {share:.0%} ({binds})"

@@ -69,8 +69,12 @@ def stored_bytes(n_sequences: int, identity: dict[str, Any], widths: Iterable[in
     return rows * int(identity["context"]) * per_token
 
 
-def make_plan(config: HarvestConfig) -> Plan:
+def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     """Load the model, find the texts, and settle every default.
+
+    Args:
+        elsewhere: the kind of device that workers run the chunks on; the model is loaded here on the CPU then, only to
+            be asked about its hooks.
 
     Raises:
         ConfigError: model, hook or corpus cannot be had.
@@ -85,11 +89,13 @@ def make_plan(config: HarvestConfig) -> Plan:
     corpus = open_corpus(config.corpus_options())
     texts = corpus.identity()  # before the model, which takes longer to load than texts take to be missed
     source = find_model(config.model, config.revision)
-    device = resolve_device(config.device)
+    device = resolve_device("cpu" if elsewhere else config.device)
     model_dtype = config.model_dtype
     if model_dtype == "auto":
         model_dtype = (
-            existing.identity["model_dtype"] if existing else ("float32" if device.type == "cpu" else "bfloat16")
+            existing.identity["model_dtype"]
+            if existing
+            else ("float32" if (elsewhere or device.type) == "cpu" else "bfloat16")
         )
     model = load_model(source, str(device), model_dtype, config.tokenizer)
     if model.context is not None and config.context > model.context:

@@ -15,6 +15,8 @@ from common.store import Store
 from harvest.plan import Plan, dry_error, refuse_other_identity
 
 BUILT_IN = ("demo", "stdlib", "bytes")
+# of `HarvestConfig`: kept elsewhere in the header, or nothing that a repair needs
+NO_SETTINGS = {"layer", "hook", "tokens", "out", "batch_size", "workers", "dask"}
 
 
 def check_room(plan: Plan) -> None:
@@ -109,7 +111,7 @@ def sequences_to_hold(plan: Plan, store: Store) -> int:
 
 def new_header(plan: Plan) -> dict[str, Any]:
     """The root attributes of a new store."""
-    settings = plan.config.model_dump(mode="json", exclude={"layer", "hook", "tokens", "out", "batch_size"})
+    settings = plan.config.model_dump(mode="json", exclude=NO_SETTINGS)
     settings |= {key: from_anywhere(settings[key]) for key in ("model", "corpus", "tokenizer")}
     return {
         "identity": plan.identity,

@@ -3,13 +3,15 @@
     plan.py       what is asked, as an identity
     prepare.py    the store it goes to: new, continued, extended, given more hooks, or refused
     tokenize.py   corpus -> tokens, documents           one journal line per chunk, with the cursor after it
-    forward.py    chunk of tokens -> model -> chunk of activations, norms and partial moments per hook
+    forward.py    chunk of tokens -> model -> chunk of activations, norms and partial moments per hook, here or on
+                  the workers of cluster.py, each of which does what worker.py says
 
 Both stages do only what the journal lacks, so the same command after any kill does the rest.
 """
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from dataclasses import dataclass
@@ -18,13 +20,15 @@ from typing import Any
 import torch
 
 from common.console import format_bytes, format_seconds
+from common.device import resolve_device
 from common.errors import DataError
 from common.files import exclusive
 from common.stopping import Stop
 from common.store import Store
+from harvest.cluster import local, remote
 from harvest.config import HarvestConfig
 from harvest.forward import Harvested, forward, missing_chunks
-from harvest.plan import make_plan
+from harvest.plan import Plan, make_plan
 from harvest.prepare import check_room, free_bytes, prepare_store
 from harvest.tokenize import tokenise
 
@@ -61,23 +65,38 @@ def harvest(config: HarvestConfig, stop: Stop) -> Outcome:
         Interrupted: a signal asked to stop; everything committed so far counts.
         GranaryError: see `common.errors`.
     """
-    plan = make_plan(config)
-    check_room(plan)
-    with exclusive(plan.path, "store"):
-        before = Store.open(plan.path).header if (plan.path / "zarr.json").exists() else None
-        store = prepare_store(plan)
-        started = time.monotonic()
-        try:
-            tokenise(plan, store, stop)
-        except DataError:
-            if not store.journal.entries:
-                shutil.rmtree(plan.path)  # no text at all: leave nothing behind
-            elif before is not None:
-                store.header = before  # an extension that there is no text for: as long as it was
-                store.write_metadata()
-            raise
-        tokenise_s = time.monotonic() - started
-        return outcome(store, tokenise_s, forward(plan, store, stop, missing_chunks(store)))
+    with contextlib.ExitStack() as stack:
+        cluster = stack.enter_context(remote(config.dask, config.device)) if config.dask else None
+        elsewhere = cluster.device if cluster else resolve_device(config.device).type if config.workers else None
+        plan = make_plan(config, elsewhere)
+        check_room(plan)
+        stack.enter_context(exclusive(plan.path, "store"))
+        store, tokenise_s = tokenised(plan, stop)
+        todo = missing_chunks(store)
+        if config.workers and todo:
+            cluster = stack.enter_context(local(config.workers, str(elsewhere)))
+        return outcome(store, tokenise_s, forward(plan, store, stop, todo, cluster))
+
+
+def tokenised(plan: Plan, stop: Stop) -> tuple[Store, float]:
+    """The store with all its tokens, and how long that took in seconds.
+
+    Raises:
+        DataError: too few tokens; the store is as it was, or gone if it was new.
+    """
+    before = Store.open(plan.path).header if (plan.path / "zarr.json").exists() else None
+    store = prepare_store(plan)
+    started = time.monotonic()
+    try:
+        tokenise(plan, store, stop)
+    except DataError:
+        if not store.journal.entries:
+            shutil.rmtree(plan.path)  # no text at all: leave nothing behind
+        elif before is not None:
+            store.header = before  # an extension that there is no text for: as long as it was
+            store.write_metadata()
+        raise
+    return store, time.monotonic() - started
 
 
 def outcome(store: Store, tokenise_s: float, done: Harvested) -> Outcome:

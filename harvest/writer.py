@@ -13,11 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from common.layout import acts_array, norms_array, partial_array
 from common.store import Store
-from harvest.chunks import ChunkBuffer
+from harvest.chunks import ChunkBuffer, files_of
 
 
 @dataclass(frozen=True)
@@ -106,16 +103,10 @@ class Writers:
     def _write(self, job: Job) -> None:
         job.buffer.wait()
         for hook, filled in job.buffer.hooks.items():
-            acts, norms = filled.arrays(job.rows)
-            sums, facts = filled.partial.result()
+            chunks, facts = files_of(hook, job.chunk, job.rows, filled)
             self.check(hook, job.chunk, facts)
-            chunks: list[tuple[str, int, np.ndarray, dict[str, Any]]] = [
-                (acts_array(hook), job.chunk, acts, {"nonfinite": facts["nonfinite"], "max_abs": facts["max_abs"]}),
-                (norms_array(hook), job.chunk, norms, {}),
-                (partial_array(hook), job.chunk, sums, {"count": facts["count"], "max_abs": facts["max_abs"]}),
-            ]
             self.store.commit(chunks)
             with self._count:
-                self.written_bytes += acts.nbytes
+                self.written_bytes += chunks[0][2].nbytes
         with self._count:
             self.done_chunks += 1

@@ -33,6 +33,8 @@ OWNERS = {
     "huggingface_hub": {"common/corpus.py", "common/models.py"},
     "zarr": {"common/store.py", "granary_zarr.py"},
     "numcodecs": {"common/arrays.py"},
+    "dask": {"harvest/cluster.py"},
+    "distributed": {"harvest/cluster.py"},
     "google_crc32c": {"common/files.py"},
     "rich": {"common/console.py"},
     "sklearn": {"train/evaluate/probes.py", "train/evaluate/topics.py"},

@@ -116,7 +116,7 @@ class WarmServer:
         return json.loads(self.process.stdout.readline())
 
     def start(self, argv: list[str], cwd: Path) -> Child:
-        """Fork a child that runs `argv`, whose first word is `harvest` or `train`."""
+        """Fork a child that runs `argv`, whose first word is `harvest`, `train` or `dask`."""
         self.count += 1
         log = Path(self.logs.name) / str(self.count)
         log.mkdir()
@@ -143,6 +143,13 @@ def wait_for(condition: Any, timeout_s: float = 60.0) -> None:
         time.sleep(0.005)
 
 
+def dask_main() -> None:
+    """The `dask` command: schedulers and workers that have Granary imported already."""
+    from dask.cli import run_cli
+
+    run_cli()
+
+
 def become_child(request: dict[str, Any]) -> None:
     """In the forked child: its own outputs and folder, then the command line as a console script runs it."""
     import granary
@@ -155,7 +162,8 @@ def become_child(request: dict[str, Any]) -> None:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
     sys.argv = request["start"]
-    entry = granary.harvest_main if sys.argv[0] == "harvest" else granary.train_main
+    entries = {"harvest": granary.harvest_main, "train": granary.train_main, "dask": dask_main}
+    entry = entries[sys.argv[0]]
     code = 0
     try:
         entry()
