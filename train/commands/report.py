@@ -54,17 +54,18 @@ def compare(
 @click.command()
 @click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the figures.  [default: RUN/plots]")
+@click.option("--figure", "names", metavar="NAME", multiple=True, help="Only this one; repeatable.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
-def plot(runs: tuple[Path, ...], out: Path | None, as_json: bool) -> None:
-    """Draw every figure of one or more runs, each with the numbers behind it; RUNS are run or learner folders.
+def plot(runs: tuple[Path, ...], out: Path | None, names: tuple[str, ...], as_json: bool) -> None:
+    """Draw figures of one or more runs, each with the numbers behind it; RUNS are run or learner folders.
 
     \b
     train plot runs/demo
-    train plot runs/a runs/b --out plots/both
+    train plot runs/a runs/b --out plots/both --figure l0_fronts
     """
     from train.report.figures import plot as plot_runs
 
-    written = plot_runs(runs, out)
+    written = plot_runs(runs, out, names)
     if as_json:
         emit_json([{**dataclasses.asdict(row), "png": str(row.png), "csv": str(row.csv)} for row in written])
         return

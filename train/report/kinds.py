@@ -30,6 +30,11 @@ def stem_of(name: str) -> str:
     return re.sub(r"-(?:k|seed)\d+(?:\.\d+)?(?=-|$)", "", name)
 
 
+def says_k(name: str) -> bool:
+    """Whether a learner's name has its k in it, as a grid's names do."""
+    return re.search(r"-k\d", name) is not None
+
+
 def numbered(same_name: dict[str, list[list[Point]]]) -> dict[str, list[Point]]:
     """Kinds by a name of their own: `topk-1` and `topk-2` where two are called `topk`."""
     kinds: dict[str, list[Point]] = {}

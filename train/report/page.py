@@ -8,8 +8,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,13 @@ from markupsafe import Markup
 
 from common.errors import ConfigError, GranaryError
 from common.files import write_file
+from train.report.figures import FIGURES, draw, study_of
+from train.report.figures.study import Study
 from train.report.gather import LearnerView, read_runs
+from train.report.kinds import stem_of
 from train.report.pack import for_script, pack_curves, pack_latents
-from train.report.palette import colours, styles
+from train.report.palette import NEUTRAL, colours, styles
+from train.report.points import ODD
 from train.report.sections import comparison, learner_row, run_facts, suite_tables
 
 HTML = Path(__file__).parent / "html"
@@ -31,10 +34,19 @@ NAME = "report.html"
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure of `train plot`: its name, and the PNG as an address that holds it."""
+    """A figure of `train plot`: its name, and the PNG as an address that holds it, or why there is none."""
 
     name: str
     address: str
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Look:
+    """A learner's colour and line style, those of its group in the figures."""
+
+    colour: str
+    dash: str
 
 
 def write_page(paths: Sequence[Path], out: Path | None = None) -> Path:
@@ -56,19 +68,20 @@ def make_page(paths: Sequence[Path], now: float | None = None) -> str:
     runs, problems = read_runs(paths, now)
     learners = [learner for run in runs for learner in run.learners]
     blocks = [latents_block(learner, problems) for learner in learners]
-    pictures, no_pictures = draw_pictures(paths)
+    study, no_figures = study_or_why_not(paths)
+    looks = looks_of(learners, study)
     scripts = [Markup((HTML / name).read_text()) for name in SCRIPTS]
     return template().render(
         title=", ".join(run.path.resolve().name for run in runs),
         runs=[(run, run_facts(run)) for run in runs],
         problems=problems,
         rows=[learner_row(learner) for learner in learners],
-        colours=colours([learner.label for learner in learners]),
+        colours={label: look.colour for label, look in looks.items()},
         comparison=comparison(paths),
         suites=suite_tables(learners, definitions()),
-        pictures=pictures,
-        no_pictures=no_pictures,
-        curves=Markup(for_script(curves_of(learners))),
+        pictures=draw_pictures(study) if study else [],
+        no_figures=no_figures,
+        curves=Markup(for_script(curves_of(learners, looks))),
         blocks=blocks,
         style=Markup((HTML / "page.css").read_text()),
         scripts=scripts,
@@ -101,15 +114,37 @@ def sha256(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def curves_of(learners: Sequence[LearnerView]) -> list[dict[str, Any]]:
+def study_or_why_not(paths: Sequence[Path]) -> tuple[Study | None, str]:
+    """What figures are drawn of, or why there are none."""
+    try:
+        return study_of(paths), ""
+    except GranaryError as error:
+        return None, str(error)
+
+
+def looks_of(learners: Sequence[LearnerView], study: Study | None) -> dict[str, Look]:
+    """How each learner is drawn, by label: as in the figures; where there are none, by what learners are called."""
+    if study is None:
+        families: dict[str, list[str]] = {}
+        for learner in learners:
+            families.setdefault(stem_of(learner.label), []).append(learner.label)
+        hues, lines = colours(families), styles(families)
+        return {learner.label: Look(hues[learner.label], lines[learner.label].dash) for learner in learners}
+    labels = study.labels()
+    groups = {learner.label: labels.get(learner.folder.resolve()) for learner in learners}
+    return {
+        label: Look(study.colours[group], study.styles[group].dash) if group else Look(NEUTRAL, "solid")
+        for label, group in groups.items()
+    }
+
+
+def curves_of(learners: Sequence[LearnerView], looks: Mapping[str, Look]) -> list[dict[str, Any]]:
     """What curves.js draws of each learner."""
-    labels = [learner.label for learner in learners]
-    hues, dashes = colours(labels), styles(labels)
     return [
         {
             "label": learner.label,
-            "colour": hues[learner.label],
-            "dash": dashes[learner.label].dash,
+            "colour": looks[learner.label].colour,
+            "dash": looks[learner.label].dash,
             "ended": learner.state in ("diverged", "failed"),
             "curves": pack_curves(learner.lines),
         }
@@ -123,21 +158,20 @@ def latents_block(learner: LearnerView, problems: list[str]) -> tuple[str, Marku
         return None
     try:
         return learner.label, Markup(for_script(pack_latents(learner.latents)))
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except ODD as error:
         problems.append(f"{learner.folder / 'eval'}: its latents are not what suite latents writes ({error!r}).")
         return None
 
 
-def draw_pictures(paths: Sequence[Path]) -> tuple[list[Picture], str]:
-    """The figures of `train plot`, or why there are none."""
-    from train.report.figures import plot
-
-    with tempfile.TemporaryDirectory() as folder:
+def draw_pictures(study: Study) -> list[Picture]:
+    """The figures of `train plot`; one that cannot be drawn says why, and the others stand."""
+    pictures = []
+    for name in FIGURES:
         try:
-            written = plot(paths, Path(folder))
-        except (GranaryError, KeyError, TypeError, ValueError, AttributeError) as error:
-            return [], str(error) if isinstance(error, GranaryError) else repr(error)
-        return [Picture(figure.figure, data_address(figure.png.read_bytes())) for figure in written], ""
+            pictures.append(Picture(name, data_address(draw(name, study).png)))
+        except GranaryError as error:
+            pictures.append(Picture(name, "", str(error)))
+    return pictures
 
 
 def data_address(png: bytes) -> str:

@@ -1,16 +1,14 @@
 """One colour per learner, the same in every figure and page: Okabe and Ito's, which colour-blind people tell apart.
 
-A hue stands for what learners are called without k and seed, its shades for those that share it. Where there are more
-names than hues, line styles and markers go on.
+A hue stands for a family, learners that differ in k and seed alone; its shades for their k. Where there are more
+families than hues, line styles and markers go on.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from train.report.kinds import stem_of
 
 # Okabe and Ito, Color Universal Design (2008), without yellow, which is too pale on white
 BLACK = "#000000"
@@ -29,31 +27,22 @@ class Style:
     marker: str
 
 
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour `#rrggbb` for each name; it depends on which names there are, not on their order."""
-    families = by_stem(names)
+def colours(families: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """A colour `#rrggbb` for each family's name and its members', by the natural order of the families."""
     found: dict[str, str] = {}
-    for place, members in enumerate(families.values()):
-        hue = HUES[place % len(HUES)]
-        found |= {name: shade(hue, number, len(members)) for number, name in enumerate(members)}
-    return {name: found[name] for name in names}
+    for place, family in enumerate(sorted(families, key=natural)):
+        hue, members = HUES[place % len(HUES)], families[family]
+        found |= {family: hue} | {name: shade(hue, number, len(members)) for number, name in enumerate(members)}
+    return found
 
 
-def styles(names: Sequence[str]) -> dict[str, Style]:
-    """A line style and a marker for each name, so that those of one hue are told apart."""
+def styles(families: Mapping[str, Sequence[str]]) -> dict[str, Style]:
+    """A line style and a marker for each name, so that families of one hue are told apart."""
     found: dict[str, Style] = {}
-    for place, members in enumerate(by_stem(names).values()):
+    for place, family in enumerate(sorted(families, key=natural)):
         style = Style(DASHES[place // len(HUES) % len(DASHES)], MARKERS[place % len(MARKERS)])
-        found |= dict.fromkeys(members, style)
-    return {name: found[name] for name in names}
-
-
-def by_stem(names: Sequence[str]) -> dict[str, list[str]]:
-    """The different names by what they are called without k and seed, everything in natural order."""
-    families: dict[str, list[str]] = {}
-    for name in sorted(set(names), key=lambda name: (natural(stem_of(name)), natural(name))):
-        families.setdefault(stem_of(name), []).append(name)
-    return families
+        found |= dict.fromkeys([family, *families[family]], style)
+    return found
 
 
 def natural(name: str) -> list[tuple[str, int]]:

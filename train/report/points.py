@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.console import say
-from common.errors import ConfigError, StoreError
+from common.errors import ConfigError, GranaryError, StoreError
 from common.files import read_json
 
 FIGURES = ("explained_variance", "nmse", "dead_share", "dense_share")
 AIMS = ("k", "target_l0")
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what files of another form lead to
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ def read_points(runs: Iterable[Path]) -> list[Point]:
     """Every finished learner of these runs (run or learner folders); those left out are named on stderr.
 
     Raises:
-        StoreError: a folder without a learner, or no learner with held-out figures at all.
+        StoreError: a folder without a learner, no learner with held-out figures at all, or files not of a run.
         ConfigError: learners of several stores or hooks.
     """
     found: dict[Path, dict[str, Any]] = {}
@@ -53,10 +55,10 @@ def read_points(runs: Iterable[Path]) -> list[Point]:
         for folder in folders:
             path = folder / "result.json"
             result = read_json(path) if path.exists() else {"state": "not finished", "reason": "see train resume"}
-            if result["state"] != "finished":
-                left_out.setdefault(f"{result['state']}: {result['reason']}", []).append(str(folder))
-            elif "l0" not in result["metrics"]:
-                left_out.setdefault("no held-out figures (trained with --held-out 0)", []).append(str(folder))
+            with blamed(folder):
+                reason = why_left_out(result)
+            if reason:
+                left_out.setdefault(reason, []).append(str(folder))
             else:
                 found[folder] = result
     lines = [f"{', '.join(folders)}: left out: {reason}" for reason, folders in left_out.items()]
@@ -64,9 +66,36 @@ def read_points(runs: Iterable[Path]) -> list[Point]:
         raise StoreError("no finished learner with held-out figures to compare. " + "; ".join(lines))
     for line in lines:
         say(line)
-    identities = {folder: read_json(folder.resolve().parent / "data.json")["identity"] for folder in found}
-    refuse_several_sources(identities)
-    return [point_of(folder, result, identities[folder]) for folder, result in found.items()]
+    identities, points = {}, []
+    for folder in found:
+        with blamed(folder):
+            identities[folder] = read_json(folder.resolve().parent / "data.json")["identity"]
+            refuse_several_sources(identities)
+            points.append(point_of(folder, found[folder], identities[folder]))
+    return points
+
+
+@contextmanager
+def blamed(folder: Path) -> Iterator[None]:
+    """Raises:
+    StoreError: files of this learner are of another form than a run's.
+    """
+    try:
+        yield
+    except GranaryError:
+        raise
+    except ODD as error:
+        raise StoreError(f"{folder}: its files are not those of a run ({type(error).__name__}: {error}).") from None
+
+
+def why_left_out(result: dict[str, Any]) -> str:
+    """Why a learner is not compared; nothing for one that is."""
+    if result["state"] != "finished":
+        return f"{result['state']}: {result['reason']}"
+    if "l0" not in result["metrics"]:
+        return "no held-out figures (trained with --held-out 0)"
+    none = [name for name in ("l0", *FIGURES) if result["metrics"][name] is None]
+    return f"no held-out {', '.join(none)}" if none else ""
 
 
 def refuse_several_sources(identities: dict[Path, dict[str, Any]]) -> None:
@@ -93,8 +122,8 @@ def point_of(folder: Path, result: dict[str, Any], identity: dict[str, Any]) -> 
         kind=kind_of(config, identity),
         seed=seed_of(config, identity),
         aim=aim_of(config),
-        l0=metrics["l0"],
-        figures={name: metrics[name] for name in FIGURES},
+        l0=float(metrics["l0"]),
+        figures={name: float(metrics[name]) for name in FIGURES},
         tokens_per_s=result["tokens_seen"] / result["seconds"] if result["seconds"] else None,
     )
 

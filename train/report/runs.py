@@ -16,7 +16,7 @@ from common.config import read_toml
 from common.errors import ConfigError, StoreError
 from common.files import read_json
 from train.record import read_lines
-from train.report.points import aim_of, kind_of, seed_of
+from train.report.points import aim_of, blamed, kind_of, seed_of
 
 SILENT_S = 120.0  # a run writes its heartbeat every few seconds; one that is silent for so long was killed
 UNREAD = "latents"  # texts of thousands of latents, which no figure needs
@@ -76,7 +76,7 @@ class Record:
         """A figure of a suite; None with the reason where there is none."""
         found = self.evaluations.get(suite)
         if suite == "heldout" and found is None and name in self.metrics:
-            return self.metrics[name], ""
+            found = {"metrics": self.metrics}
         if found is None:
             return None, self.missing(suite)
         value = found["metrics"].get(name)
@@ -144,17 +144,15 @@ def read_run(path: Path) -> list[Record]:
     if not (run / "run.toml").exists():
         raise StoreError(f"{path}: no run here (no run.toml). Give run or learner folders.")
     settings = read_toml(run / "run.toml")
-    names = [str(learner["name"]) for learner in settings.get("learner", [])]
-    wanted = [path.resolve().name] if single else names
     identity = read_object(run / "data.json", "identity")["identity"]
     status = read_object(run / "status.json", "state", "steps", "learners", "heartbeat")
-    try:
-        begun = [name for name in wanted if (run / name / "config.json").exists()]
-        return [read_learner(run, name, settings, identity, status) for name in begun]
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise StoreError(f"{path}: its files are not those of a run ({type(error).__name__}: {error}).") from None
+    with blamed(path):
+        listed = [str(learner["name"]) for learner in settings.get("learner", [])]
+        begun = sorted(file.parent.name for file in run.glob("*/config.json"))
+        names = sorted(begun, key=lambda name: listed.index(name) if name in listed else len(listed))
+        wanted = [path.resolve().name] if single else names
+        records = [read_learner(run, name, settings, identity, status) for name in wanted]
+    return records
 
 
 def read_learner(
@@ -166,7 +164,9 @@ def read_learner(
     result = read_object(folder / "result.json", "state", "training_steps") if (folder / "result.json").exists() else {}
     lines = read_metrics(folder / "metrics.jsonl")
     state, reason = standing(result, status, name)
+    aim = aim_of(config)
     steps = result["training_steps"] if result else lines[-1]["step"] if lines else 0
+    loss = result["final_loss"] if result else lines[-1]["loss"] if lines else None
     return Record(
         run=run,
         name=name,
@@ -174,13 +174,13 @@ def read_learner(
         options=dict(config["options"]),
         kind=kind_of(config, identity),
         seed=seed_of(config, identity),
-        aim=aim_of(config),
+        aim=None if aim is None else float(aim),
         state=state,
         reason=reason,
         steps=int(steps),
         asked=int(result.get("requested_steps", status["steps"])),
         tokens=int(steps) * int(identity["batch_size"]),
-        final_loss=result["final_loss"] if result else lines[-1]["loss"] if lines else None,
+        final_loss=None if loss is None else float(loss),
         seconds=float(result.get("seconds", 0.0)),
         metrics=dict(result.get("metrics") or {}),
         lines=lines,

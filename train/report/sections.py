@@ -14,7 +14,7 @@ from common.errors import GranaryError
 from train.report.gather import LearnerView, RunView, moment, table
 from train.report.kinds import kinds_by_name, numbered
 from train.report.pack import is_number
-from train.report.points import read_points
+from train.report.points import ODD, read_points
 from train.report.tables import Row, compare
 
 NONE = "–"
@@ -200,6 +200,6 @@ def comparison(paths: Sequence[Path]) -> Comparison:
             kinds = numbered(kinds_by_name(points))
             baseline = BASELINE if BASELINE in kinds else next(iter(kinds))
             rows = compare(points, None, baseline)
-        except (GranaryError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (GranaryError, *ODD) as error:
             problem = str(error) if isinstance(error, GranaryError) else f"files that are not a run's ({error!r})"
     return Comparison(rows, baseline, said.getvalue().splitlines(), problem)

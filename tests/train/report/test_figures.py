@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,6 @@ from train.report.figures.sheet import Sheet
 from train.report.palette import HUES
 from train.report.runs import read_records
 
-Table = dict[str, list[dict[str, str]]]
-
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +36,11 @@ def sheets_of(*paths: Path) -> dict[str, Sheet]:
     """Every figure, drawn and not written: what takes time is the writing."""
     study = make_study(read_records(paths))
     return {name: draw(study) for name, draw in FIGURES.items()}
+
+
+def sheet_of(name: str, run: Path) -> Sheet:
+    """One of them."""
+    return FIGURES[name](make_study(read_records([run])))
 
 
 def rows_of(figure: Sheet, panel: str, series: str = "", learner: str | None = None) -> list[Row]:
@@ -97,9 +101,10 @@ def test_plot_writes_a_picture_and_its_numbers_for_every_figure(run: Path, drawn
 
 
 def test_plotting_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    study = make_study(read_records([made_run(tmp_path / "r", made_learner("a", evals={"core": CORE}))]))
-    first, second = (FIGURES["model_preservation"](study).save(tmp_path / out, "x")[0].read_bytes() for out in "ab")
-    assert first == second
+    run = made_run(tmp_path / "r", made_learner("a", evals={"core": CORE}))
+    (first,), (second,) = (plot([run], tmp_path / out, ["model_preservation"]) for out in "ab")
+    assert first.png.read_bytes() == second.png.read_bytes()
+    assert [file.name for file in sorted((tmp_path / "a").iterdir())] == [first.csv.name, first.png.name]
 
 
 @pytest.mark.parametrize(
@@ -117,10 +122,40 @@ def test_a_damaged_file_is_one_error_and_nothing_is_written(tmp_path: Path) -> N
     made_run(tmp_path / "r", made_learner("a"), made_learner("b", evals={"hierarchy": evaluation({})}))
     path = tmp_path / "r" / "b" / "eval" / "hierarchy.json"
     path.write_text(json.dumps(evaluation({}, faithfulness=[{"kept": 1}])))
-    ended = CliRunner().invoke(cli, ["plot", str(tmp_path / "r")])
+    ended = CliRunner().invoke(cli, ["plot", str(tmp_path / "r"), "--figure", "faithfulness"])
     assert isinstance(ended.exception, StoreError)
     assert "b/eval/hierarchy.json: faithfulness has a row without ce" in str(ended.exception)
     assert not (tmp_path / "r" / "plots").exists()
+
+
+@pytest.mark.parametrize(
+    ("figure", "odd"),
+    [
+        ("temporal_consistency", {"temporal": evaluation({}, curve={"lags": 3, "rho": []})}),
+        ("temporal_consistency", {"temporal": evaluation({}, groups={"slow": 3})}),
+        ("temporal_consistency", {"temporal": EVALS["temporal"] | {"intervals": {"matched_rho_8": ["a", "b"]}}}),
+        ("faithfulness", {"hierarchy": EVALS["hierarchy"] | {"faithfulness_model": {"ce": "x"}}}),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_error_that_names_the_learner(
+    tmp_path: Path, figure: str, odd: dict[str, Any]
+) -> None:
+    made_run(tmp_path / "r", made_learner("a"), made_learner("b", evals=odd))
+    with pytest.raises(
+        StoreError, match=rf"r/b: a result file holds what {figure} cannot be drawn of \(\w+Error"
+    ) as raised:
+        plot([tmp_path / "r"], None, ["final_metrics", figure])
+    assert "r/a" not in str(raised.value)
+    assert not (tmp_path / "r" / "plots").exists()
+
+
+def test_figures_that_are_named_are_drawn_alone(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "r", made_learner("a"))
+    ended = CliRunner().invoke(cli, ["plot", str(run), "--figure", "final_loss_comparison", "--json"])
+    assert [row["figure"] for row in json.loads(ended.stdout)] == ["final_loss_comparison"]
+    assert len(list((run / "plots").iterdir())) == 2
+    with pytest.raises(ConfigError, match=r"--figure fronts: no such figure\. Did you mean 'l0_fronts'"):
+        plot([run], None, ["fronts"])
 
 
 def test_a_run_without_a_learner_is_refused(tmp_path: Path) -> None:
@@ -186,7 +221,7 @@ def test_fronts_are_places_of_l0_and_value(drawn: dict[str, Sheet]) -> None:
     assert (front.x, front.value) == (4.25, pytest.approx(0.63))
     (score,) = rows_of(drawn["l0_fronts"], "Cross-entropy loss score, SAE in the model", "tree")
     assert (score.x, score.value) == (4.5, 0.9)
-    (rho,) = rows_of(drawn["temporal_consistency"], "ρ(8) at the baseline's densities", "tree")
+    (rho,) = rows_of(drawn["temporal_consistency"], "Temporal consistency ρ(8) against L0", "tree")
     assert (rho.value, rho.low, rho.high) == (0.3, 0.25, 0.375)
     lags = rows_of(drawn["temporal_consistency"], "Correlation by lag (dotted: null)", "tree")
     assert [(row.x, row.value) for row in lags] == [(1, 0.5), (2, 0.25), (64, 0.125)]
@@ -303,11 +338,70 @@ def test_a_loss_that_blew_up_does_not_hide_the_others(tmp_path: Path) -> None:
     assert max(row.value or 0 for row in found["final_loss_comparison"].rows) == 1e24
 
 
+def test_what_is_next_to_nothing_does_not_stretch_an_axis(tmp_path: Path) -> None:
+    names = {"identity": 1e-16, "topk": 0.25, "tree": 1.0}
+    found = sheets_of(made_run(tmp_path, *(made_learner(name, name, loss=loss) for name, loss in names.items())))
+    bars = found["final_loss_comparison"].figure.axes[0]
+    assert (bars.get_xscale(), bars.get_xlim()[0]) == ("linear", 0)
+    loss = found["training_curves"].figure.axes[0]
+    assert loss.get_yscale() == "log"
+    assert loss.get_ylim()[0] > 0.1
+    assert "cut off" in loss.get_ylabel()
+
+
+def test_an_axis_of_bars_ends_where_they_do(drawn: dict[str, Sheet]) -> None:
+    for axes in drawn["reconstruction_metrics"].figure.axes:
+        most = max(patch.get_width() for patch in axes.patches)
+        assert most <= axes.spines["bottom"].get_bounds()[1] < axes.get_xlim()[1]
+        assert max(axes.get_xticks()) <= axes.spines["bottom"].get_bounds()[1]
+
+
+def test_keys_have_those_that_are_drawn(drawn: dict[str, Sheet]) -> None:
+    for name, labels in {
+        "faithfulness": ["tree"],
+        "unlearning_pareto": ["tree"],
+        "temporal_consistency": ["tree"],
+        "training_metrics": ["topk-k4", "topk-k8", "tree"],
+        "l0_fronts": ["topk", "tree"],
+    }.items():
+        (key,) = drawn[name].figure.legends
+        assert [text.get_text() for text in key.get_texts()] == labels, name
+
+
+def test_one_evaluated_seed_of_several_has_the_interval_of_its_documents(tmp_path: Path) -> None:
+    evals = {"temporal": EVALS["temporal"]}
+    seeds = [made_learner(f"topk-seed{n}", "topk", seed=n, evals=evals if n == 1 else {}) for n in (0, 1)]
+    found = sheet_of("temporal_consistency", made_run(tmp_path, *seeds))
+    (row,) = rows_of(found, "Temporal consistency ρ(8) against L0", "topk")
+    assert (row.value, row.low, row.high, row.n) == (0.3, 0.25, 0.375, 1)
+
+
+def test_many_learners_without_figures_leave_room_for_those_with(tmp_path: Path) -> None:
+    bare = [made_learner(f"v{chr(97 + number)}", "topk", options={"d_sae": number + 1}) for number in range(9)]
+    run = made_run(tmp_path, *bare, made_learner("whole", "tree", evals={"core": CORE}))
+    found = sheet_of("model_preservation", run)
+    assert [text.get_text() for text in found.figure.axes[0].get_yticklabels()] == ["whole"]
+    assert any("9 more have none" in text.get_text() for text in found.figure.texts)
+    assert rows_of(found, "KL divergence score", "va")[0].note.startswith("no eval/core.json")
+
+
+def test_questions_are_no_losses(tmp_path: Path) -> None:
+    settings = [{"accuracy_retain": 0.9, "accuracy_forget": 0.5}]
+    found = evaluation({}, settings=settings, controls=[], pareto=settings)
+    run = made_run(tmp_path, made_learner("a", evals={"unlearn-saebench": found}))
+    drawn = sheet_of("unlearning_pareto", run)
+    losses, questions = drawn.figure.axes
+    assert not losses.lines
+    assert questions.get_xlabel() == "retain: share no longer right, symmetric log"
+    assert [(row.x, row.value) for row in drawn.rows if row.note == "pareto"] == [(pytest.approx(0.1), 0.5)]
+
+
 # ---- words ---------------------------------------------------------------------------------------------------------
 
 
 def test_numbers_and_names_are_short() -> None:
     assert number(0.83591, 0.0031) == "0.8359 ± 0.0031"
+    assert number(198.9479, 1e-6) == "198.9"
     assert number(10019.4, 1800.0) == "10,019 ± 1,800"
     assert number(500.0) == "500"
     assert number(8.125e23) == "8.12e+23"

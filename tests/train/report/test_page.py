@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import json
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,42 +15,56 @@ from common.errors import ConfigError, StoreError
 from common.files import read_json, write_file, write_json
 from tests.train.report.made import CORE, evaluation, made_learner, made_run
 from train.cli import cli
-from train.report.figures import Written
+from train.report.figures import FIGURES, Drawn, study_of
+from train.report.figures.study import Study
 from train.report.gather import Reader, read_evaluations, read_runs
 from train.report.page import make_page, write_page
+from train.report.palette import HUES, NEUTRAL
 from train.report.sections import alarms_of, flat, shown, suite_table
 
 EVIL = "</script><script>alert(1)</script><!--"
 
 
 @pytest.fixture(autouse=True)
-def figures(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[Path]]:
-    """Figures take seconds, and are tested on their own: one picture of four bytes; which runs were drawn."""
-    drawn = []
+def figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take seconds, and are tested on their own: pictures of four bytes, and one that cannot be drawn."""
 
-    def plot(paths: Sequence[Path], out: Path) -> list[Written]:
-        drawn.append(paths)
-        (out / "curves.png").write_bytes(b"\x89PNG")
-        return [Written("training_curves", out / "curves.png", out / "curves.csv", 3)]
+    def draw(name: str, study: Study) -> Drawn:
+        if name == "faithfulness":
+            raise StoreError(f"{study.records[0].name}: odd")
+        return Drawn(b"\x89PNG", "", 3)
 
-    monkeypatch.setattr("train.report.figures.plot", plot)
-    return drawn
+    monkeypatch.setattr("train.report.page.draw", draw)
 
 
-def test_figures_are_in_the_page_or_why_not(
-    tmp_path: Path, figures: list[Sequence[Path]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_figures_are_in_the_page_or_why_not(tmp_path: Path) -> None:
     run = made_run(tmp_path / "r", made_learner("a"))
     text = make_page([run])
-    assert figures == [[run]]
-    assert 'src="data:image/png;base64,iVBORw=="' in text
+    assert text.count('src="data:image/png;base64,iVBORw=="') == len(FIGURES) - 1
     assert "training curves" in words_of(text)
+    assert "No figure faithfulness: a: odd" in words_of(text)
+    (run / "data.json").write_text("{}")
+    assert "No figures: " in words_of(make_page([run]))
 
-    def refuse(paths: Sequence[Path], out: Path) -> list[Written]:
-        raise StoreError("no learner has begun")
 
-    monkeypatch.setattr("train.report.figures.plot", refuse)
-    assert "No figures: no learner has begun" in words_of(make_page([run]))
+def test_a_learner_is_drawn_as_its_group_is_in_the_figures(tmp_path: Path) -> None:
+    names = ["gated", "topk-k4-seed0", "topk-k4-seed1", "topk-k8-seed0"]
+    options = [{"d_sae": 32, "k": int(name[6]) if "-" in name else 4} for name in names]
+    learners = [
+        made_learner(name, name.split("-")[0], options=one, seed=int(name[-1]) if "-" in name else 0)
+        for name, one in zip(names, options, strict=True)
+    ]
+    run = made_run(tmp_path / "r", *learners, made_learner("alpha", "tree"))
+    (run / "alpha" / "config.json").unlink()  # not copied, so that no figure has it
+    study = study_of([run])
+    data = {one["label"]: (one["colour"], one["dash"]) for one in data_of(make_page([run]), 'id="learners-data"')}
+    assert data["gated"] == (HUES[0], "solid")
+    assert data["topk-k4-seed0"] == data["topk-k4-seed1"] == (study.colours["topk-k4"], study.styles["topk-k4"].dash)
+    assert data["topk-k8-seed0"][0] == study.colours["topk-k8"] != study.colours["topk-k4"]
+    assert data["alpha"] == (NEUTRAL, "solid")
+    (run / "data.json").write_text("{}")  # no figures
+    lost = {one["label"]: one["colour"] for one in data_of(make_page([run]), 'id="learners-data"')}
+    assert (lost["alpha"], lost["gated"]) == HUES[:2]
 
 
 def made_latent(index: int, **more: Any) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     learners += [made_learner(f"more{n}", ev=n / 10, evals={"core": CORE}) for n in range(6)]
     run = made_run(folder / "r", *learners)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "draw_pictures", lambda paths: ([], "not drawn"))
+        patch.setattr(page, "draw_pictures", lambda study: [])
         return write_page([run])
 
 
@@ -174,6 +174,12 @@ def test_all_learners_are_one_list(opened: Any) -> None:
     assert shown(opened) == [1, 1]
     read = "return [...document.querySelectorAll('.row')].map(row => row.title)"
     assert opened.execute_script(read) == ["b", "a"]
+
+
+def test_an_address_that_is_none_is_passed_over(opened: Any, file: Path) -> None:
+    opened.get(f"{file.as_uri()}#latent=%E0%A4%A/5")  # no encoded text
+    opened.get(f"{file.as_uri()}#latent=a/7")  # the page that is open follows it
+    assert "Latent 7" in one(opened, ".detail").text
 
 
 def test_tables_are_sorted_by_their_headings(opened: Any) -> None:

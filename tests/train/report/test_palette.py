@@ -33,28 +33,28 @@ def test_hues_are_told_apart_by_everybody(seen: str) -> None:
 
 
 def test_colours_do_not_depend_on_the_order_of_names() -> None:
-    names = ["topk", "batchtopk", "standard"]
-    assert colours(names) == colours(names[::-1])
-    assert list(colours(names)) == names
-    assert colours(names)["batchtopk"] == HUES[0]
-    assert styles(names) == styles(names[::-1])
+    families = {"topk": ["topk"], "batchtopk": ["batchtopk"], "standard": ["standard"]}
+    backwards = dict(reversed(families.items()))
+    assert colours(families) == colours(backwards)
+    assert colours(families)["batchtopk"] == HUES[0]
+    assert styles(families) == styles(backwards)
 
 
-def test_a_learner_at_several_k_and_seeds_has_shades_of_one_hue() -> None:
-    found = colours(["topk-k8-seed0", "topk-k16-seed0", "topk-k32-seed0", "batchtopk"])
-    assert found["batchtopk"] == HUES[0]
-    assert found["topk-k16-seed0"] == HUES[1] == colours(["topk", "batchtopk"])["topk"]
-    lightness = [lab(found[f"topk-k{k}-seed0"], "all")[0] for k in (8, 16, 32)]
+def test_a_family_has_shades_of_one_hue() -> None:
+    found = colours({"topk": ["topk-k8", "topk-k16", "topk-k32"], "batchtopk": ["batchtopk-k8"]})
+    assert found["batchtopk"] == found["batchtopk-k8"] == HUES[0]
+    assert found["topk-k16"] == found["topk"] == HUES[1]
+    lightness = [lab(found[f"topk-k{k}"], "all")[0] for k in (8, 16, 32)]
     assert lightness[0] - lightness[1] > 10
     assert lightness[1] - lightness[2] > 10
 
 
 def test_more_names_than_hues_differ_in_their_line() -> None:
-    names = [f"v{chr(97 + number)}" for number in range(2 * len(HUES) + 2)]
-    drawn = {(colour, styles(names)[name].dash) for name, colour in colours(names).items()}
-    assert len(drawn) == len(names)
-    assert styles(names)["va"] == Style("solid", "o")
-    assert styles(names)["vh"].dash == "dashed"
+    families: dict[str, list[str]] = {f"v{chr(97 + number)}": [] for number in range(2 * len(HUES) + 2)}
+    drawn = {(colour, styles(families)[name].dash) for name, colour in colours(families).items()}
+    assert len(drawn) == len(families)
+    assert styles(families)["va"] == Style("solid", "o")
+    assert styles(families)["vh"].dash == "dashed"
 
 
 def test_names_are_ordered_as_numbers() -> None:

@@ -33,8 +33,12 @@ def test_learners_that_differ_in_seed_are_one_group(tmp_path: Path) -> None:
     assert study.subtitle.endswith("/r: 8 learners · made blocks.1 · 40 steps asked for")
 
 
-def test_a_kind_at_one_l0_needs_no_k_in_its_name(tmp_path: Path) -> None:
-    assert [group.label for group in study_of(made_run(tmp_path, grid("topk", 8, 0))).groups] == ["topk"]
+def test_a_label_has_k_where_names_have_it_or_the_kind_has_several(tmp_path: Path) -> None:
+    small = made_learner("small", "gated", options={"d_sae": 32, "k": 8})
+    large = made_learner("large", "gated", options={"d_sae": 32, "k": 16})
+    study = study_of(made_run(tmp_path, grid("topk", 8, 0), made_learner("tree", "tree"), small, large))
+    assert [group.label for group in study.groups] == ["gated-k8", "gated-k16", "topk-k8", "tree"]
+    assert study.labels()[tmp_path / "large"] == "gated-k16"
 
 
 def test_equal_names_of_two_runs_are_told_apart_by_the_run(tmp_path: Path) -> None:
@@ -64,7 +68,7 @@ def test_colours_stay_whichever_figure_and_order(tmp_path: Path) -> None:
     assert first.colours["standard"] == HUES[0]
     assert first.colours["topk"] == HUES[1]  # of a front; its points at an L0 are shades of it
     assert len({first.colours[name] for name in ("topk", "topk-k8", "topk-k16")}) == 3
-    assert first.colours["topk-k8"] == colours(["topk-k8", "topk-k16", "standard"])["topk-k8"]
+    assert first.colours["topk-k8"] == colours({"topk": ["topk-k8", "topk-k16"], "standard": []})["topk-k8"]
 
 
 def test_the_interval_is_that_over_seeds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,6 @@ from train.report.figures.draw import (
     bars_height,
     curves_height,
     group_bars,
-    key_width,
     keys_of,
     learners_key,
     level_dashes,
@@ -46,9 +46,11 @@ ALONE = ("l0_weight",)  # keys that begin so by chance
 def training_analysis(study: Study) -> Sheet:
     """See the module."""
     families = inner_families(study)
-    heights = [curves_height(study), bars_height(len(study.groups)) + 0.5, *[2.6] * (len(families) // 3 + 1)]
+    convolved = any(opening.startswith("omega") for opening in families)
+    inner = math.ceil((len(families) + (not convolved)) / 3)
+    heights = [curves_height(study), bars_height(len(study.groups)) + 0.5, *[2.6] * inner]
     remark = f"{range_remark(study)} {seeds_remark(study)}".strip()
-    sheet = Sheet("Training analysis", study.subtitle, [3.9] * 3, heights, remark, key_width(study))
+    sheet = Sheet("Training analysis", study.subtitle, [3.9] * 3, heights, remark)
     title = "Total loss with its parts" if len(study.groups) <= FEW else "Total loss"
     parts = loss_and_parts(sheet, sheet.panel(0, 0, title), study)
     axes = sheet.panel(0, 1, "Gradient norm: mean, largest (dotted)")
@@ -64,6 +66,10 @@ def training_analysis(study: Study) -> Sheet:
     axes = sheet.panel(1, 2, "Wall time of own steps")
     group_bars(sheet, axes, study, time, "seconds", names=False, linear=True)
     inside(sheet, study, families)
+    if not convolved:
+        why = "No learner here has logged a temporal convolution (variant multiscale does)"
+        why += "." if families else ", and none reports anything else of its inside."
+        sheet.nothing(sheet.panel(-1, slice(len(families) % 3, 3), "Temporal convolution"), why)
     learners_key(sheet, study, parts)
     return sheet
 
@@ -106,7 +112,8 @@ def last_parts(sheet: Sheet, axes: Axes, study: Study) -> None:
             value = float(np.mean(found.mean[-max(len(found.mean) // 10, 1) :]))
             sheet.rows.append(Row(title_of(axes), group.label, x=name, value=value, n=max(found.n)))
             points.setdefault(name, []).append((place, value))
-    sheet.marks(axes, points, [group.label for group in study.groups], LOSS, NO_LINES)
+    labels = [group.label for group in study.groups]
+    sheet.marks(axes, points, labels, [study.colours[label] for label in labels], LOSS, NO_LINES)
 
 
 def inner_families(study: Study) -> dict[str, list[str]]:
@@ -122,7 +129,7 @@ def inner_families(study: Study) -> dict[str, list[str]]:
 def inside(sheet: Sheet, study: Study, families: dict[str, list[str]]) -> None:
     """A panel for each family from the third row on: a line style for each of its levels."""
     for place, (opening, keys) in enumerate(families.items()):
-        axes = sheet.panel(2 + place // 3, place % 3, FAMILIES.get(opening, opening))
+        axes = sheet.panel(2 + place // 3, place % 3, FAMILIES.get(opening, opening.replace("_", " ")))
         dashes: dict[str, Any] = {"": "solid"}
         dashes |= level_dashes([level for level in (key.removeprefix(opening) for key in keys) if level])
         curves = [
@@ -130,9 +137,5 @@ def inside(sheet: Sheet, study: Study, families: dict[str, list[str]]) -> None:
             for group in study.groups
             for key, level in ((key, key.removeprefix(opening)) for key in keys_of([group]) if key in keys)
         ]
-        sheet.curves(axes, curves, "step", "", NO_LINES)
+        sheet.curves(axes, curves, "step", "as logged", NO_LINES)
         sheet.dashes(axes, {level.replace("_", " "): dash for level, dash in dashes.items() if level})
-    if not any(opening.startswith("omega") for opening in families):
-        why = "No learner here has logged a temporal convolution (variant multiscale does)"
-        why += "." if families else ", and none reports anything else of its inside."
-        sheet.nothing(sheet.panel(-1, slice(len(families) % 3, 3), "Temporal convolution"), why)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,15 +16,19 @@ from train.report.palette import NEUTRAL
 
 Line = dict[str, Any]
 LEVEL_DASHES = ("dashed", "dotted", "dashdot", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 2)))
-SEVERAL = "Bars: mean over seeds, line: 95 % interval (Student's t), dots: seeds."
+SEVERAL = "Bars: mean over {} seeds, line: 95 % interval (Student's t), dots: seeds."
 ONE = "One seed each; lines: 95 % intervals over documents, where the evaluation has them."
 RANGE = "Lines: mean over seeds; bands: from the lowest to the highest."
+MOST_REASONS = 6  # bars without a value in a figure
 NO_LINES = "nothing was logged: no step was taken, or metrics.jsonl is gone"
 
 
 def seeds_remark(study: Study) -> str:
     """What bars show."""
-    return SEVERAL if any(len(group.records) > 1 for group in study.groups) else ONE
+    seeds = sorted({len(group.records) for group in study.groups})
+    if seeds[-1] == 1:
+        return ONE
+    return SEVERAL.format(seeds[-1] if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}")
 
 
 def range_remark(study: Study) -> str:
@@ -40,19 +43,20 @@ def bars_height(n: int) -> float:
 
 def curves_height(study: Study) -> float:
     """Inches of a panel of curves: room for the key beside it, in two columns at most."""
-    return max(3.0, KEY_LINE * key_lines(study) / 2)
+    return max(3.0, KEY_LINE * (len(study.groups) + 4) / 2)  # some for levels
 
 
-def key_width(study: Study) -> float:
-    """Inches beside the panels for the key."""
-    longest = min(max((len(group.label) for group in study.groups), default=0), LONGEST)
-    columns = math.ceil(KEY_LINE * key_lines(study) / curves_height(study))
-    return (0.75 + 0.075 * max(longest, 8)) * columns
+def worth_a_bar(study: Study, reads: Iterable[Read]) -> tuple[Group, ...]:
+    """Groups with any of these figures; with them those without one, if their reasons are few enough to be read."""
+    reads = list(reads)
+    filled = tuple(group for group in study.groups if any(summary(group, read).value is not None for read in reads))
+    return study.groups if len(study.groups) - len(filled) <= MOST_REASONS else filled
 
 
-def key_lines(study: Study) -> int:
-    """Entries of the key, with some for levels."""
-    return len(study.groups) + 4
+def left_out_remark(study: Study, shown: Sequence[Group]) -> str:
+    """That some groups are not shown."""
+    n = len(study.groups) - len(shown)
+    return f"{n} more have none, see the CSV. " if n else ""
 
 
 def group_bars(
@@ -67,20 +71,23 @@ def group_bars(
     mark: Callable[[Group], float | None] = lambda group: None,
     names: bool = True,
     linear: bool = False,
+    shown: Sequence[Group] = (),
 ) -> None:
-    """A bar for each group: the mean over its seeds with its interval, and the rows behind it."""
+    """A bar for each group, or those `shown`: the mean over its seeds with its interval; the rows are of all."""
     bars = []
     for group in study.groups:
         found = summary(group, read, suite, name)
-        text = f"(n {len(found.each)})" if len(group.records) > 1 else ""
+        sheet.rows += rows_of(title_of(axes), group, found, mark(group))
+        if shown and group not in shown:
+            continue
+        text = f"({len(found.each)} of {len(group.records)} seeds)" if len(found.each) < len(group.records) else ""
         bars.append(
             Bar(
                 group.label, study.colours[group.label], found.value, found.low, found.high,
                 tuple(found.each.values()), mark(group), found.reason if found.value is None else text,
             )
         )  # fmt: skip
-        sheet.rows += rows_of(title_of(axes), group, found, mark(group))
-    sheet.bars(axes, bars, unit, names, linear)
+    sheet.bars(axes, bars, unit, LONGEST if names else 0, linear)
 
 
 def rows_of(panel: str, group: Group, found: Summary, mark: float | None = None) -> list[Row]:
@@ -169,14 +176,16 @@ def keys_of(groups: Iterable[Group], opening: str = "") -> list[str]:
 
 
 def learners_key(sheet: Sheet, study: Study, levels: Sequence[str] = ()) -> None:
-    """The key of a figure of curves: every group, and what the line styles of levels stand for."""
-    own = [(group.label, study.colours[group.label], study.styles[group.label].dash, "") for group in study.groups]
+    """The key of a figure of curves: groups that any is of, and what the line styles of levels stand for."""
+    drawn = {row.series for row in sheet.rows if row.value is not None}
+    labels = [group.label for group in study.groups if group.label in drawn]
+    own = [(label, study.colours[label], study.styles[label].dash, "") for label in labels]
     sheet.legend([*own, *((level, NEUTRAL, dash, "") for level, dash in level_dashes(levels).items())])
 
 
-def kinds_key(sheet: Sheet, study: Study) -> None:
-    """The key of a figure of fronts: every kind, its line and its marker."""
-    styles = {kind: study.styles[kind] for kind in study.kinds()}
+def kinds_key(sheet: Sheet, study: Study, kinds: Iterable[str]) -> None:
+    """The key of a figure of fronts: each of these kinds, its line and its marker."""
+    styles = {kind: study.styles[kind] for kind in study.kinds() if kind in set(kinds)}
     sheet.legend([(kind, study.colours[kind], style.dash, style.marker) for kind, style in styles.items()])
 
 

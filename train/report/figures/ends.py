@@ -11,6 +11,7 @@ from train.report.figures.study import Read, Study, figure_of
 from train.report.palette import natural
 from train.report.runs import Record
 
+LONG = 44  # characters of a learner's name, with its run
 EACH = "One bar for each learner; those of one colour differ in seed alone. Dotted: steps asked for."
 
 
@@ -56,7 +57,7 @@ def learners_sheet(
             bars.append(Bar(label, study.colours[group.label], value, mark=mark, text=text))
             note = text if mark is None else f"of {mark:g}; {text}"
             sheet.rows.append(Row(panel, group.label, record.name, value=value, note=note))
-    sheet.bars(axes, bars, unit, linear=unit == "steps")
+    sheet.bars(axes, bars, unit, names=LONG, linear=unit == "steps")
     return sheet
 
 

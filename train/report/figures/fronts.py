@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from train.report.figures.draw import averaged_points, key_width, kinds_key, learners_key
+from train.report.figures.draw import averaged_points, kinds_key, learners_key
 from train.report.figures.shapes import Curve, Row
 from train.report.figures.sheet import Axes, Sheet, title_of
 from train.report.figures.study import Group, Read, Study, Summary, figure_of, summary
@@ -18,7 +18,9 @@ from train.report.runs import Record
 
 BASELINES = ("batchtopk", "topk", "standard")  # flat variants whose curves have a band
 REFERENCES = ("mean", "pca", "identity")  # not trained: they do not set the scale of an axis
-REMARK = "Points: means over seeds, bars and bands (flat baselines): 95 % intervals over seeds (Student's t)."
+REMARK = (
+    "Points: means over seeds. Bars, and bands of flat baselines: 95 % intervals over seeds, or one seed's documents."
+)
 HEIGHT = 4.2
 SPREAD = 1.5  # L0s that differ by more than this factor have a logarithmic axis
 
@@ -28,17 +30,18 @@ def l0_fronts(study: Study) -> Sheet:
     sheet = fronts_sheet(study, "Fronts: what is kept at which L0", 2)
     axes = sheet.panel(0, 0, "Explained variance, held-out documents")
     l0 = figure_of("heldout", "l0")
-    front(sheet, axes, study, l0, "heldout", "explained_variance", "explained variance")
+    kinds = front(sheet, axes, study, l0, "heldout", "explained_variance", "explained variance")
     axes = sheet.panel(0, 1, "Cross-entropy loss score, SAE in the model")
-    front(sheet, axes, study, figure_of("core", "l0"), "core", "ce_loss_score", "score, 1: as the clean model")
-    kinds_key(sheet, study)
+    l0 = figure_of("core", "l0")
+    kinds |= front(sheet, axes, study, l0, "core", "ce_loss_score", "score, 1: as the clean model")
+    kinds_key(sheet, study, kinds)
     return sheet
 
 
 def temporal_consistency(study: Study) -> Sheet:
     """ρ(8) at equal density against L0, ρ over lags, and ρ(8) of levels and time scales."""
     sheet = fronts_sheet(study, "Temporal consistency", 3)
-    axes = sheet.panel(0, 0, "ρ(8) at the baseline's densities")
+    axes = sheet.panel(0, 0, "Temporal consistency ρ(8) against L0")
     l0 = figure_of("temporal", "l0")
     front(sheet, axes, study, l0, "temporal", "matched_rho_8", "correlation over 8 tokens, density-matched")
     over_lags(sheet, sheet.panel(0, 1, "Correlation by lag (dotted: null)"), study)
@@ -50,7 +53,7 @@ def temporal_consistency(study: Study) -> Sheet:
 def fronts_sheet(study: Study, title: str, columns: int) -> Sheet:
     """Panels beside each other."""
     height = max(HEIGHT, 0.19 / 2 * (len(study.groups) + 4))
-    return Sheet(title, study.subtitle, [4.4] * columns, [height], REMARK, key_width(study))
+    return Sheet(title, study.subtitle, [4.4] * columns, [height], REMARK)
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Place:
     y: Summary
 
 
-def front(sheet: Sheet, axes: Axes, study: Study, l0: Read, suite: str, name: str, unit: str) -> None:
-    """A curve for each kind over the L0s that its learners have."""
+def front(sheet: Sheet, axes: Axes, study: Study, l0: Read, suite: str, name: str, unit: str) -> set[str]:
+    """A curve for each kind over the L0s that its learners have; the kinds in sight."""
     reasons, drawn = [], []
     for kind, groups in study.kinds().items():
         places = []
@@ -79,10 +82,10 @@ def front(sheet: Sheet, axes: Axes, study: Study, l0: Read, suite: str, name: st
             drawn.append(sorted(places, key=lambda place: place.x))
             draw_front(axes, study, kind, drawn[-1])
     if not drawn:
-        return sheet.nothing(axes, "; ".join(dict.fromkeys(filter(None, reasons))), row=False)
+        sheet.nothing(axes, "; ".join(dict.fromkeys(filter(None, reasons))), row=False)
+        return set()
     sheet.label(axes, "L0, latents active per token", unit)
-    fit_to_trained(axes, [place for places in drawn for place in places])
-    return None
+    return fit_to_trained(axes, [place for places in drawn for place in places])
 
 
 def draw_front(axes: Axes, study: Study, kind: str, places: Sequence[Place]) -> None:
@@ -100,8 +103,8 @@ def draw_front(axes: Axes, study: Study, kind: str, places: Sequence[Place]) -> 
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
 
 
-def fit_to_trained(axes: Axes, places: Sequence[Place]) -> None:
-    """Scale the axes by trained variants, and tell which references lie outside."""
+def fit_to_trained(axes: Axes, places: Sequence[Place]) -> set[str]:
+    """Scale the axes by trained variants, and tell which references lie outside; the kinds that lie inside."""
     trained = [place for place in places if place.group.records[0].variant not in REFERENCES] or list(places)
     left, right = min(place.x for place in trained), max(place.x for place in trained)
     if right > SPREAD * left:
@@ -109,17 +112,15 @@ def fit_to_trained(axes: Axes, places: Sequence[Place]) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xlabel(f"{axes.get_xlabel()} (log scale)")
     axes.set_xlim(left / 1.12, right * 1.12)
-    values = [place.y.value for place in trained if place.y.value is not None]
+    values = [v for place in trained for v in (place.y.value, place.y.low, place.y.high) if v is not None]
     room = 0.12 * max(max(values) - min(values), 0.02)
     low, high = min(values) - room, max(values) + room
     axes.set_ylim(low, high)
-    outside = [
-        f"{place.group.label} ({place.x:.3g}, {place.y.value:.3g})"
-        for place in places
-        if place.y.value is not None and not (low <= place.y.value <= high and left / 1.12 <= place.x <= right * 1.12)
-    ]
+    inside = [p for p in places if low <= (p.y.value or 0.0) <= high and left / 1.12 <= p.x <= right * 1.12]
+    outside = [f"{p.group.label} ({p.x:.3g}, {p.y.value:.3g})" for p in places if p not in inside]
     if outside:
         axes.set_xlabel("\n".join([axes.get_xlabel(), *textwrap.wrap(f"outside: {', '.join(outside)}", 62)]))
+    return {place.group.kind for place in inside}
 
 
 def over_lags(sheet: Sheet, axes: Axes, study: Study) -> None:
@@ -154,6 +155,7 @@ def of_levels(sheet: Sheet, axes: Axes, study: Study) -> None:
     """A mark for each level or time scale of a group, the mean over its seeds."""
     points: dict[str, list[tuple[int, float]]] = {}
     labels: list[str] = []
+    hues: list[str] = []
     for group in study.groups:
         found: dict[str, list[float]] = {}
         for record in group.records:
@@ -165,8 +167,9 @@ def of_levels(sheet: Sheet, axes: Axes, study: Study) -> None:
             sheet.rows.append(Row(title_of(axes), group.label, x=level, value=mean, n=len(values)))
             points.setdefault(level, []).append((len(labels), mean))
         labels += [group.label] if found else []
+        hues += [study.colours[group.label]] if found else []
     why = "No learner with levels or time scales has an eval/temporal.json that holds them to a baseline."
-    sheet.marks(axes, points, labels, "correlation over 8 tokens", why)
+    sheet.marks(axes, points, labels, hues, "correlation over 8 tokens", why)
 
 
 def first_few(reasons: Sequence[str]) -> str:

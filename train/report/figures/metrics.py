@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from train.report.figures.draw import bars_height, group_bars, seeds_remark
+from collections.abc import Sequence
+
+from train.report.figures.draw import bars_height, group_bars, left_out_remark, seeds_remark, worth_a_bar
 from train.report.figures.shapes import Row
 from train.report.figures.sheet import Sheet, title_of
 from train.report.figures.study import Group, Study, figure_of, summary
@@ -33,7 +35,7 @@ def model_preservation(study: Study) -> Sheet:
     ce = ("Cross-entropy loss score", "core", "ce_loss_score", "1: as the clean model, 0: as ablated")
     remark = "Clean: the model alone; spliced: with reconstructions; ablated: with zeros. "
     sheet = bars_sheet(study, "Model preservation", [kl, ce], remark, more=1)
-    cross_entropies(sheet, study)
+    cross_entropies(sheet, study, worth_a_bar(study, [figure_of(suite, metric) for _, suite, metric, _ in (kl, ce)]))
     return sheet
 
 
@@ -48,12 +50,14 @@ def bars_sheet(
 ) -> Sheet:
     """Panels (title, suite, metric, unit) beside each other, `more` of them left to be filled."""
     widths = [4.6, *[3.5] * (len(panels) + more - 1)]
-    sheet = Sheet(title, study.subtitle, widths, [bars_height(len(study.groups))], remark + seeds_remark(study))
+    shown = worth_a_bar(study, [figure_of(suite, metric) for _, suite, metric, _ in panels])
+    remark = left_out_remark(study, shown) + remark + seeds_remark(study)
+    sheet = Sheet(title, study.subtitle, widths, [bars_height(len(shown))], remark)
     for column, (name, suite, metric, unit) in enumerate(panels):
         read = figure_of(suite, metric)
         axes = sheet.panel(0, column, name)
         mark = aim if metric == "l0" else nowhere
-        group_bars(sheet, axes, study, read, unit, suite=suite, name=metric, mark=mark, names=column == 0)
+        group_bars(sheet, axes, study, read, unit, suite=suite, name=metric, mark=mark, names=column == 0, shown=shown)
     return sheet
 
 
@@ -67,18 +71,19 @@ def nowhere(group: Group) -> float | None:
     return None
 
 
-def cross_entropies(sheet: Sheet, study: Study) -> None:
+def cross_entropies(sheet: Sheet, study: Study, shown: Sequence[Group]) -> None:
     """The cross-entropy of the model alone, with the SAE, and with nothing, in the last column."""
     axes = sheet.panel(0, 2, "Cross-entropy loss")
     points: dict[str, list[tuple[int, float]]] = {}
     reasons = []
-    for place, group in enumerate(study.groups):
+    for group in study.groups:
         for name, metric in CROSS_ENTROPIES.items():
             found = summary(group, figure_of("core", metric), "core", metric)
             n = len(found.each)
             sheet.rows.append(Row(title_of(axes), group.label, x=name, value=found.value, n=n, note=found.reason))
             reasons.append(found.reason)
             if found.value is not None:
-                points.setdefault(name, []).append((place, found.value))
+                points.setdefault(name, []).append((shown.index(group), found.value))
     why = "; ".join(dict.fromkeys(reason for reason in reasons if reason))
-    sheet.marks(axes, points, [""] * len(study.groups), "nats per token", why)
+    hues = [study.colours[group.label] for group in shown]
+    sheet.marks(axes, points, [""] * len(shown), hues, "nats per token", why)

@@ -11,19 +11,18 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from common.files import write_file
-from train.report.figures.scales import LONGEST, ends_of, limit_of, number, shortened
+from train.report.figures.scales import LONGEST, ends_of, near, near_of_curves, not_beyond, number, shortened, spans
 from train.report.figures.shapes import Bar, Curve, Row
-from train.report.palette import HUES, MARKERS, NEUTRAL
+from train.report.palette import MARKERS, NEUTRAL
 
 DPI = 150
 HEADER, FOOTER = 0.72, 0.3  # inches for the title and for the remark at the foot
@@ -41,7 +40,6 @@ class Sheet:
         title: what it shows; `subtitle`: what was run.
         widths: inches of each column of panels; `heights` of each row.
         remark: a line at the foot: what bars, dots and bands are.
-        beside: inches for a key at the right.
     """
 
     def __init__(
@@ -51,22 +49,26 @@ class Sheet:
         widths: Sequence[float],
         heights: Sequence[float],
         remark: str = "",
-        beside: float = 0.0,
     ) -> None:
-        width, height = sum(widths) + beside, sum(heights) + HEADER + FOOTER
-        self.figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+        self.width, self.height = sum(widths), sum(heights) + HEADER + FOOTER
+        self.figure = Figure(figsize=(self.width, self.height), dpi=DPI, facecolor="white")
         FigureCanvasAgg(self.figure)
-        self.beside = 1 - beside / width  # where the key begins
-        rect = (0.0, FOOTER / height, self.beside, 1 - (HEADER + FOOTER) / height)
-        self.figure.set_layout_engine("constrained", rect=rect, w_pad=0.12, h_pad=0.1)
+        self.layout = ConstrainedLayoutEngine(rect=self._panels(self.width), w_pad=0.12, h_pad=0.1)
+        self.figure.set_layout_engine(self.layout)
         self.grid = self.figure.add_gridspec(len(heights), len(widths), width_ratios=widths, height_ratios=heights)
-        wide = int(width * 14)  # characters of the small lines that fit
-        self.figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=14, fontweight="bold", va="top")
-        self.figure.text(
-            0.12 / width, 1 - 0.46 / height, shortened(subtitle, wide), fontsize=9, color=NEUTRAL, va="top"
-        )
-        self.figure.text(0.12 / width, 0.1 / height, shortened(remark, wide), fontsize=8, color=NEUTRAL)
+        wide = int(self.width * 15)  # characters of the small lines that fit
+        self._write(self.height - 0.14, title, fontsize=14, fontweight="bold")
+        self._write(self.height - 0.46, shortened(subtitle, wide), fontsize=9, color=NEUTRAL)
+        self._write(0.22, shortened(remark, wide), fontsize=8, color=NEUTRAL)
         self.rows: list[Row] = []
+
+    def _write(self, up: float, text: str, **look: Any) -> None:
+        """A line at the left, with its top so many inches up."""
+        self.figure.text(0.12, up, text, va="top", transform=self.figure.dpi_scale_trans, **look)
+
+    def _panels(self, width: float) -> tuple[float, float, float, float]:
+        """Where panels lie in a figure of so many inches: left, bottom, width and height as shares."""
+        return 0.0, FOOTER / self.height, self.width / width, 1 - (HEADER + FOOTER) / self.height
 
     def panel(self, row: int | slice, column: int | slice, title: str) -> Axes:
         """An empty panel."""
@@ -95,29 +97,32 @@ class Sheet:
         if row:
             self.rows.append(Row(title_of(axes), "", note=why))
 
-    def bars(self, axes: Axes, bars: Sequence[Bar], unit: str, names: bool = True, linear: bool = False) -> None:
-        """Horizontal bars, the first one on top, each with its number; `names` on the left.
+    def bars(self, axes: Axes, bars: Sequence[Bar], unit: str, names: int = LONGEST, linear: bool = False) -> None:
+        """Horizontal bars, the first one on top, each with its number; on the left `names`, so many characters of them.
 
         Logarithmic where positive values span orders, unless `linear`.
         """
         if all(bar.value is None for bar in bars):
             return self.nothing(axes, "; ".join(dict.fromkeys(bar.text for bar in bars if bar.text)) or "no data")
-        values = [v for bar in bars for v in (bar.value, bar.low, bar.high, bar.mark, *bar.each) if v is not None]
-        values = [value for value in values if abs(value) <= limit_of(values)]
-        logarithmic = not linear and min(values) > 0 and max(values) > ORDERS * min(values)
+        values = near([v for bar in bars for v in (bar.value, bar.low, bar.high, bar.mark, *bar.each) if v is not None])
+        logarithmic = not linear and spans(values, ORDERS)
         start = min(values) / 2 if logarithmic else 0.0
         for place, bar in enumerate(bars):
             self._bar(axes, place, bar, start, min(values), max(values))
         if logarithmic:
             axes.set_xscale("log")
-            axes.set_xlim(start, max(values) * (max(values) / start) ** 0.45)
+            low, high, ticks = start, max(values), LogLocator().tick_values(start, max(values))
+            axes.set_xlim(low, high * (high / low) ** 0.45)
         else:
             low, high = min(0.0, *values), max(0.0, *values)
+            ticks = MaxNLocator(4).tick_values(low, high)
             reach = (high - low) or 1.0
             axes.set_xlim(low - 0.02 * reach * (low < 0), high + 0.45 * reach)
-            axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.spines["bottom"].set_bounds(low, high)  # the rest is for numbers
         axes.set_ylim(len(bars) - 0.4, -0.6)
-        axes.set_yticks(range(len(bars)), [shortened(bar.label, LONGEST) if names else "" for bar in bars])
+        axes.set_yticks(range(len(bars)), [shortened(bar.label, names) if names else "" for bar in bars])
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel(unit + (" (log scale)" if logarithmic else ""), fontsize=9)
         axes.grid(axis="x", color="#E5E5E5", linewidth=0.6)
@@ -167,16 +172,17 @@ class Sheet:
             if len(curve.x) == 1 and not curve.marker:
                 axes.plot(curve.x, curve.y, "o", color=curve.colour, markersize=4)
         values = [value for curve in drawn for value in curve.y if math.isfinite(value)]
-        near = [value for value in values if abs(value) <= limit_of(values)]
-        if near and not zero and min(near) > 0 and max(near) > CURVE_ORDERS * min(near):
+        shown = not_beyond(values)
+        if not zero and spans(found := near_of_curves(drawn), CURVE_ORDERS):
+            shown = found
             axes.set_yscale("log")
-            decades = math.log10(max(near) / min(near))
+            decades = math.log10(max(shown) / min(shown))
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
             y = f"{y} (log scale)".strip()
-        if near and max(values) > max(near):
-            axes.set_ylim(*ends_of(near, axes.get_yscale()))
+        if len(shown) < len(values):
+            axes.set_ylim(*ends_of(shown, axes.get_yscale()))
             y = f"{y}, cut off"
         self.label(axes, x, y)
         if x == "step":
@@ -185,30 +191,38 @@ class Sheet:
         return None
 
     def marks(
-        self, axes: Axes, points: dict[str, list[tuple[int, float]]], labels: Sequence[str], unit: str, why: str
+        self,
+        axes: Axes,
+        points: dict[str, list[tuple[int, float]]],
+        labels: Sequence[str],
+        hues: Sequence[str],
+        unit: str,
+        why: str,
     ) -> None:
-        """Values of several sorts for each label, a marker each: `points` of a sort are (label's place, value)."""
+        """Values of several sorts for each label, of its hue, a marker each: `points` of a sort are (place, value)."""
         if not points:
             return self.nothing(axes, why)
         values = [value for sort in points.values() for _, value in sort]
-        for place, (name, sort) in enumerate(points.items()):
-            where, x = [place for place, _ in sort], [value for _, value in sort]
-            colour, marker = HUES[place % len(HUES)], MARKERS[place % len(MARKERS)]
-            axes.plot(x, where, marker, color=colour, markersize=5.5, label=name, linestyle="none", alpha=0.85)
-        near = [value for value in values if abs(value) <= limit_of(values)]
-        if min(near) > 0 and max(near) > ORDERS * min(near):
+        for number_of_sort, (name, sort) in enumerate(points.items()):
+            marker = MARKERS[number_of_sort % len(MARKERS)]
+            where, x, own = [place for place, _ in sort], [v for _, v in sort], [hues[place] for place, _ in sort]
+            axes.scatter(x, where, s=34, c=own, marker=marker, alpha=0.85, linewidths=0.5, edgecolors="white")
+            axes.plot([], [], marker, color=NEUTRAL, markersize=5.5, label=name, linestyle="none")
+        shown = not_beyond(values)
+        if spans(found := near(values), ORDERS):
+            shown = found
             axes.set_xscale("log")
             unit += " (log scale)"
-        if max(values) > max(near):
-            axes.set_xlim(*ends_of(near, axes.get_xscale()))
+        if len(shown) < len(values):
+            axes.set_xlim(*ends_of(shown, axes.get_xscale()))
             unit += ", cut off"
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.set_yticks(range(len(labels)), [shortened(label, LONGEST) for label in labels])
         axes.tick_params(axis="y", length=0)
         self.label(axes, unit, "")
         axes.legend(  # below the axis' own label, whose place is known in points alone
-            loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=4.4, fontsize=7.5, frameon=False, ncols=4,
-            handletextpad=0.1, columnspacing=1.0,
+            loc="upper left", bbox_to_anchor=(0, 0), borderaxespad=4.4, fontsize=7.5, frameon=False,
+            ncols=3 if len(points) < 6 else 2, handletextpad=0.1, columnspacing=1.0,
         )  # fmt: skip
         return None
 
@@ -222,7 +236,7 @@ class Sheet:
             )
 
     def legend(self, entries: Sequence[tuple[str, str, Any, str]]) -> None:
-        """A key at the right of all panels: label, colour, dash and marker of each."""
+        """A key at the right of all panels, which makes room for it: label, colour, dash and marker of each."""
         if not entries:
             return
         handles = [
@@ -230,20 +244,20 @@ class Sheet:
             for _, colour, dash, marker in entries
         ]
         labels = [shortened(label, LONGEST) for label, *_ in entries]
-        height = self.figure.get_size_inches()[1]
-        columns = math.ceil(len(entries) / max(int((height - HEADER - FOOTER) / KEY_LINE), 1))
+        columns = math.ceil(len(entries) / max(int((self.height - HEADER - FOOTER) / KEY_LINE), 1))
+        width = self.width + columns * (0.65 + 0.068 * max(len(label) for label in labels))
+        self.figure.set_size_inches(width, self.height)
+        self.layout.set(rect=self._panels(width))
         self.figure.legend(
-            handles, labels, loc="upper left", bbox_to_anchor=(self.beside, 1 - HEADER / height), fontsize=8,
-            frameon=False, ncols=columns, handlelength=2.6, borderaxespad=0, columnspacing=1.0,
+            handles, labels, loc="upper left", bbox_to_anchor=(self.width / width, 1 - HEADER / self.height),
+            fontsize=8, frameon=False, ncols=columns, handlelength=2.6, borderaxespad=0, columnspacing=1.0,
         )  # fmt: skip
 
-    def save(self, folder: Path, name: str) -> list[Path]:
-        """`<name>.png` and `<name>.csv` in a folder; their paths."""
+    def png(self) -> bytes:
+        """The picture; of equal files the same bytes."""
         picture = io.BytesIO()
         self.figure.savefig(picture, format="png", dpi=self.figure.dpi, metadata={"Software": None})
-        write_file(folder / f"{name}.png", picture.getvalue())
-        write_file(folder / f"{name}.csv", self.csv().encode())
-        return [folder / f"{name}.png", folder / f"{name}.csv"]
+        return picture.getvalue()
 
     def csv(self) -> str:
         """The rows with a heading; what is not known is empty."""

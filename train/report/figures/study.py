@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from train.report.kinds import stem_of
+from train.report.kinds import says_k, stem_of
 from train.report.palette import Style, colours, natural, styles
 from train.report.runs import Record
 from train.report.tables import half_interval
@@ -22,7 +23,7 @@ class Group:
     """Learners that differ only in seed.
 
     Attributes:
-        label: name without the seed, unique in the study.
+        label: name without the seed, unique in the study; with k where the kind has several, or names that say it.
         kind: what groups at other L0 share with it: the label without k.
         aim: k, or the L0 aimed at.
     """
@@ -78,6 +79,10 @@ class Study:
         steps = f"{asked[0]:,}" if len(asked) == 1 else f"{asked[0]:,} to {asked[-1]:,}"
         return f"{shown}: {n} learner{'s' * (n > 1)} · {sources} · {steps} steps asked for"
 
+    def labels(self) -> dict[Path, str]:
+        """The label of each learner's group, by the learner's folder."""
+        return {(record.run / record.name).resolve(): g.label for g in self.groups for record in g.records}
+
     def kinds(self) -> dict[str, list[Group]]:
         """Groups by kind, each by rising aim."""
         found: dict[str, list[Group]] = defaultdict(list)
@@ -93,13 +98,17 @@ def make_study(records: Sequence[Record]) -> Study:
         by_kind[record.kind].append(record)
     groups = []
     for kind, name in kind_names(by_kind).items():
-        aims = dict.fromkeys(record.aim for record in by_kind[kind])
+        members = by_kind[kind]
+        aims = {record.aim for record in members}
+        with_k = len(aims) > 1 or any(says_k(record.name) for record in members)
         for aim in aims:
-            label = f"{name}-k{aim:g}" if len(aims) > 1 and aim is not None else name
-            groups.append(Group(label, name, aim, tuple(record for record in by_kind[kind] if record.aim == aim)))
+            label = f"{name}-k{aim:g}" if with_k and aim is not None else name
+            groups.append(Group(label, name, aim, tuple(record for record in members if record.aim == aim)))
     groups.sort(key=lambda group: (natural(group.kind), group.aim or 0.0))
-    labels, names = [group.label for group in groups], [group.kind for group in groups]
-    return Study(tuple(records), tuple(groups), colours(names) | colours(labels), styles(names) | styles(labels))
+    families: dict[str, list[str]] = defaultdict(list)
+    for group in groups:
+        families[group.kind].append(group.label)
+    return Study(tuple(records), tuple(groups), colours(families), styles(families))
 
 
 def kind_names(members: dict[str, list[Record]]) -> dict[str, str]:
@@ -136,8 +145,8 @@ def summary(group: Group, read: Read, suite: str = "", name: str = "") -> Summar
         return Summary({}, None, None, None, reasons)
     mean, half = float(np.mean(values)), half_interval(values)
     low, high = (mean - half, mean + half) if half is not None else (None, None)
-    if len(group.records) == 1 and suite:
-        low, high = document_interval(group.records[0], suite, name)
+    if len(values) == 1 and suite:
+        low, high = document_interval(next(r for r in group.records if r.name in each), suite, name)
     return Summary(each, mean, low, high, reasons)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from train.report.figures.draw import (
     NO_LINES,
     curves_height,
-    key_width,
     keys_of,
     learners_key,
     level_dashes,
@@ -48,7 +47,7 @@ def training_metrics(study: Study) -> Sheet:
 
 def curves_sheet(study: Study, title: str) -> Sheet:
     """Three panels of curves beside each other."""
-    return Sheet(title, study.subtitle, [3.5] * 3, [curves_height(study)], range_remark(study), key_width(study))
+    return Sheet(title, study.subtitle, [3.5] * 3, [curves_height(study)], range_remark(study))
 
 
 def reconstruction(sheet: Sheet, axes: Axes, study: Study) -> None:

@@ -90,6 +90,10 @@ function contextLine(latent, [doc, activation, peak, tokens, pairs]) {
   return make("li", {}, make("div", {class: "meta"}, make("b", {}, short(activation)), `doc ${doc}`), text);
 }
 
+function decoded(text) {  // null for what is no encoded text: an address may be mistyped
+  try { return decodeURIComponent(text); } catch { return null; }
+}
+
 class Browser {
   constructor(place) {
     const labels = [...blocks.keys()];
@@ -227,7 +231,7 @@ class Browser {
 
   follow() {  // #latent=learner/12
     const found = /^#latent=([^/]+)\/(\d+)$/.exec(location.hash);
-    const label = found && decodeURIComponent(found[1]);
+    const label = found && decoded(found[1]);
     const latent = label && blocks.has(label) ? latentsOf(label).byIndex.get(Number(found[2])) : undefined;
     if (!latent) return;
     this.jump(latent);
