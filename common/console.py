@@ -25,7 +25,8 @@ def run_command(command: click.Command, stop: Stop) -> None:
     try:
         sys.exit(command.main(standalone_mode=False, obj=stop))
     except GranaryError as error:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
+        if not error.told_elsewhere:
+            click.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:  # a file that cannot be had is the user's to settle; an error without one is a bug
         if error.filename is None:
@@ -92,8 +93,8 @@ def format_bytes(size: float) -> str:
 class Progress:
     """One line that is rewritten on a terminal, and a plain line every ten seconds elsewhere."""
 
-    def __init__(self, label: str, total: int, done: int = 0) -> None:
-        self.label, self.total = label, total
+    def __init__(self, label: str, total: int, done: int = 0, shown: bool = True) -> None:
+        self.label, self.total, self.shown = label, total, shown
         self.start_done, self.started = done, time.monotonic()
         self.live = sys.stderr.isatty()
         self.next_draw = self.started if self.live else self.started + LINE_EVERY_S
@@ -107,6 +108,8 @@ class Progress:
         self.draw(done, detail, now)
 
     def draw(self, done: int, detail: str, now: float) -> None:
+        if not self.shown:
+            return
         rate = (done - self.start_done) / max(now - self.started, 1e-9)
         left = f" · {format_seconds((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
         line = f"{self.label} {100 * done / max(self.total, 1):3.0f} % · {detail}{left}"
@@ -116,6 +119,6 @@ class Progress:
     def close(self, done: int, detail: str) -> None:
         """The last line, always drawn."""
         self.draw(done, detail, time.monotonic())
-        if self.live:
+        if self.live and self.shown:
             sys.stderr.write("\n")
             sys.stderr.flush()

@@ -11,9 +11,14 @@ from collections.abc import Iterable
 
 
 class GranaryError(Exception):
-    """Base of every error that is the user's to settle."""
+    """Base of every error that is the user's to settle.
+
+    Attributes:
+        told_elsewhere: another process of the same run tells the user.
+    """
 
     exit_code = 1
+    told_elsewhere = False
 
 
 class ConfigError(GranaryError, ValueError):

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def exclusive(folder: Path, what: str) -> Iterator[None]:
+def exclusive(folder: Path, what: str, joining: bool = False) -> Iterator[Callable[[], None]]:
     """Hold `folder` for this process alone; the lock goes with the process, however it ends.
+
+    Args:
+        joining: hold it beside a process that lets others in.
+
+    Yields:
+        what lets others in.
 
     Raises:
         StoreError: another process holds it.
@@ -174,7 +180,7 @@ def exclusive(folder: Path, what: str) -> Iterator[None]:
     make_folder(folder)
     with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if joining else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(f"{folder}: another process is writing this {what}. Wait for it, or stop it.") from None
-        yield
+        yield lambda: fcntl.flock(file, fcntl.LOCK_SH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from dataclasses import dataclass
 from types import FrameType
 
@@ -18,9 +19,12 @@ class Stop:
 
     Attributes:
         signal_name: "SIGTERM" or "SIGINT" once asked, else empty.
+        patience_s: a second request so soon after the first is the same one, passed on by a launcher.
     """
 
     signal_name: str = ""
+    patience_s: float = 0.0
+    asked_at_s: float = 0.0
 
     @property
     def asked(self) -> bool:
@@ -28,9 +32,11 @@ class Stop:
 
     def request(self, number: int, frame: FrameType | None = None) -> None:
         """Note the request; leave at once when it is the second."""
-        if self.asked:
+        if self.asked and time.monotonic() >= self.asked_at_s + self.patience_s:
             os._exit(EXIT_INTERRUPTED)
-        self.signal_name = signal.Signals(number).name
+        if self.asked:
+            return
+        self.signal_name, self.asked_at_s = signal.Signals(number).name, time.monotonic()
         line = f"\n{self.signal_name}: finishing what is under way; once more to leave at once.\n"
         with contextlib.suppress(OSError):  # nobody listens: stop all the same
             os.write(STDERR, line.encode())  # sys.stderr may be in the middle of a write: it is not reentrant

@@ -115,14 +115,14 @@ class WarmServer:
         assert self.process.stdout is not None
         return json.loads(self.process.stdout.readline())
 
-    def start(self, argv: list[str], cwd: Path) -> Child:
-        """Fork a child that runs `argv`, whose first word is `harvest`, `train` or `dask`."""
+    def start(self, argv: list[str], cwd: Path, environment: dict[str, str] | None = None) -> Child:
+        """Fork a child that runs `argv`, whose first word is `harvest`, `train` or `dask`, in a changed environment."""
         self.count += 1
         log = Path(self.logs.name) / str(self.count)
         log.mkdir()
         (log / "out").touch()
         (log / "err").touch()
-        pid = self.ask({"start": argv, "cwd": str(cwd), "log": str(log)})["pid"]
+        pid = self.ask({"start": argv, "cwd": str(cwd), "log": str(log), "environment": environment or {}})["pid"]
         return Child(self, pid, log)
 
     def run(self, argv: list[str], cwd: Path) -> Ended:
@@ -161,6 +161,7 @@ def become_child(request: dict[str, Any]) -> None:
         os.close(target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
     sys.argv = request["start"]
     entries = {"harvest": granary.harvest_main, "train": granary.train_main, "dask": dask_main}
     entry = entries[sys.argv[0]]

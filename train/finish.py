@@ -28,7 +28,7 @@ from train.run import (
     Outcome,
     Run,
     alone,
-    note_status,
+    note_ending,
     refuse_when_stopped,
     result_of,
     scaled_batches,
@@ -52,7 +52,7 @@ def finish(run: Run) -> None:
 
 
 def finish_learner(run: Run, learner: Learner) -> None:
-    """Leave `sae/`, `eval/heldout.json` and, last, `result.json`."""
+    """Leave `sae/`, `eval/heldout.json` and, last, `result.json`, if this process writes them."""
     settled = learner.sae.calibrate(functools.partial(scaled_batches, run, learner))
     learner.sae.fold()
     metrics: dict[str, Any] = {}
@@ -60,8 +60,11 @@ def finish_learner(run: Run, learner: Learner) -> None:
     if run.config.held_out:
         held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
         metrics = evaluate_heldout(learner.sae, until_stopped(run, held_out))
-        write_evaluation(folder, "heldout", Evaluation(metrics))
     learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
+    if not run.ranks.writes:
+        return
+    if metrics:
+        write_evaluation(folder, "heldout", Evaluation(metrics))
     save_sae(learner.sae, folder / "sae", sae_facts(run, learner))
     write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))
 
@@ -100,19 +103,34 @@ def store_facts(store: Store, plan: DataPlan) -> dict[str, Any]:
 
 
 def conclude(run: Run) -> Outcome:
-    """Record the end of a run whose learners have all ended.
+    """Record the end of a run whose learners have all ended, on every rank.
 
     Raises:
         TrainingError: none of them finished.
     """
-    results = {config.name: run.result(config.name) or {} for config in run.config.learner}
+    if run.ranks.writes:
+        own = {config.name: run.result(config.name) or {} for config in run.config.learner if config.name in run.mine}
+    else:
+        own = {}
+    shares = run.ranks.gather((own, run.sitting, run.batches.read_bytes))
+    results = {name: result for found, _, _ in shares for name, result in found.items()}
+    run.sitting = max((sitting for _, sitting, _ in shares), key=lambda sitting: sitting.steps)
+    in_order = {config.name: results[config.name] for config in run.config.learner}
+    return run.ranks.first_does(lambda: summed_up(run, in_order, sum(n_bytes for _, _, n_bytes in shares)))
+
+
+def summed_up(run: Run, results: dict[str, dict[str, Any]], read_bytes: int) -> Outcome:
+    """The outcome of a run from all its learners' results, recorded.
+
+    Raises:
+        TrainingError: none of them finished.
+    """
     lost = {name: result for name, result in results.items() if result["state"] != "finished"}
     reason = f"{len(results) - len(lost)} of {len(results)} learners finished"
     if lost:
         reason += "; " + "; ".join(f"{name} {result['state']}: {result['reason']}" for name, result in lost.items())
     state = "finished" if len(lost) < len(results) else next(iter(lost.values()))["state"]
-    note_status(run)
-    run.status.write(state=state, reason=reason)
+    note_ending(run, state, reason)
     seconds = {stage: round(value, 3) for stage, value in run.sitting.seconds.items()}
     train_s, tokens_now = max(run.sitting.seconds["train"], 1e-9), run.sitting.steps * run.config.batch_size
     outcome = Outcome(
@@ -123,7 +141,7 @@ def conclude(run: Run) -> Outcome:
         tokens=run.amount.n_steps * run.config.batch_size,
         seconds=seconds,
         tokens_per_s=round(tokens_now / train_s, 1) if tokens_now else None,
-        bytes=run.batches.read_bytes,
+        bytes=read_bytes,
         wait_share=round(run.sitting.waited_s / train_s, 4),
         learners=results,
     )

@@ -142,16 +142,20 @@ def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
     return {"float32": torch.float32, "bfloat16": torch.bfloat16}[precision]
 
 
-def learners_at_once(config: FitConfig, saes: list[SAEConfig], d_in: int, device: torch.device) -> int:
+def learners_at_once(
+    config: FitConfig, saes: list[SAEConfig], d_in: int, device: torch.device, n_processes: int = 1
+) -> int:
     """How many learners are trained together: what was asked for, or what fits in half of the free memory.
 
-    A learner is counted as one and a half times two matrices [d_in, d_sae] in float32, each with its gradient and
-    Adam's two averages; the tensors of one step as eight of [batch, d_sae].
+    Of a CPU's memory each of `n_processes` takes its part. A learner is counted as one and a half times two matrices
+    [d_in, d_sae] in float32, each with its gradient and Adam's two averages; the tensors of one step as eight of
+    [batch, d_sae].
     """
     if config.at_once is not None:
         return config.at_once
     widest = max(sae.d_sae for sae in saes)
     learner = 1.5 * 2 * d_in * widest * 4 * FLOAT32_BYTES
     step = 8 * config.batch_size * widest * FLOAT32_BYTES
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    on_gpu = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / n_processes
     return max(int((free / 2 - step) / learner), 1)

@@ -24,6 +24,7 @@ from train.data.mixing import mixing
 from train.data.reader import Batches, DataPlan, digest_of
 from train.learner import Learner
 from train.preflight import Amount, rehearse, resolve_precision, resolve_steps, starting_point
+from train.ranks import Ranks
 from train.record import Status
 from train.run import DATA_FILE, RUN_FILE, STATUS_FILE, Run, end_learner, identity_with
 from train.saes import settle_config, variant_class
@@ -136,7 +137,13 @@ def write_settings(
 
 
 def make_run(
-    config: FitConfig, store: Store, batches: Batches, saes: dict[str, SAEConfig], device: torch.device, stop: Stop
+    config: FitConfig,
+    store: Store,
+    batches: Batches,
+    saes: dict[str, SAEConfig],
+    device: torch.device,
+    stop: Stop,
+    ranks: Ranks,
 ) -> Run:
     """The run made exact; nothing is written.
 
@@ -152,23 +159,28 @@ def make_run(
     precision = resolve_precision(config.precision, device)
     identity = identity_of(config, store, plan, amount, precision)
     refuse_other_run(folder, config, identity)
-    return Run(
+    run = Run(
         config=config,
+        ranks=ranks,
         folder=folder,
         store=store,
         plan=plan,
         batches=batches,
         amount=amount,
         saes=saes,
+        mine=frozenset(),
         d_in=store.d_model(plan.hook),
         device=device,
         precision=precision,
-        status=Status(folder / STATUS_FILE, amount.n_steps),
-        stop=stop,
+        status=Status(folder / STATUS_FILE, amount.n_steps, written=ranks.first),
+        stop=ranks.stop_of_all(stop),
         identity=identity,
         log_every=config.log_every or min(max(amount.n_steps // 100, 1), 100),
         checkpoint_every=config.checkpoint_every or min(max(amount.n_steps // 10, 100), 5000),
     )
+    left_first = sorted(config.learner, key=lambda learner: run.ended(learner.name))  # so that each rank gets its part
+    run.mine = frozenset(learner.name for learner in ranks.own(left_first))
+    return run
 
 
 def settle_learners(config: FitConfig, store: Store) -> dict[str, SAEConfig]:
@@ -192,8 +204,27 @@ def windows_of(saes: dict[str, SAEConfig]) -> set[int]:
 
 def prepare(run: Run) -> None:
     """Rehearse every learner that is new, and write down what the run is."""
-    for leftover in run.folder.glob(".rehearsal-*"):
+    run.ranks.first_does(lambda: clear_rehearsals(run.folder))
+    diverged = run.ranks.together(lambda: rehearse_new(run))
+    run.ranks.first_does(lambda: write_plan(run))  # before any learner's folder: one without a plan is not a run
+    for config, reason in diverged:
+        end_learner(run, config, "diverged", reason)
+    for config in run.config.learner:
+        if config.name in run.mine and run.ranks.writes:
+            folder = run.folder_of(config.name)
+            folder.mkdir(exist_ok=True)
+            architecture = {"d_in": run.d_in, "options": run.saes[config.name].model_dump(mode="json")}
+            write_json(folder / "config.json", config.model_dump(mode="json") | architecture)
+
+
+def clear_rehearsals(folder: Path) -> None:
+    """Remove what rehearsals left that were killed."""
+    for leftover in folder.glob(".rehearsal-*"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+def rehearse_new(run: Run) -> list[tuple[LearnerConfig, str]]:
+    """Rehearse one learner of each kind that has no checkpoint; those that diverge, with the reason."""
     tried, diverged = set(), []
     for config in run.waiting():
         kind = config.model_copy(update={"name": "any", "seed": None}).model_dump_json()  # seeds fail alike
@@ -203,14 +234,7 @@ def prepare(run: Run) -> None:
         reason = rehearse(started(run, config), run.batches, run.config, run.folder)
         if reason is not None:
             diverged.append((config, reason))
-    write_plan(run)  # before any learner's folder: one without a plan beside it is not a run
-    for config, reason in diverged:
-        end_learner(run, config, "diverged", reason)
-    for config in run.config.learner:
-        folder = run.folder_of(config.name)
-        folder.mkdir(exist_ok=True)
-        architecture = {"d_in": run.d_in, "options": run.saes[config.name].model_dump(mode="json")}
-        write_json(folder / "config.json", config.model_dump(mode="json") | architecture)
+    return diverged
 
 
 def new_learner(run: Run, config: LearnerConfig) -> Learner:
@@ -241,7 +265,7 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
     folder = run.folder_of(config.name)
     found, skipped = newest_whole(folder / "checkpoints")
     for line in skipped:
-        say(f"{config.name}: {line}")
+        run.say(f"{config.name}: {line}")
     if found is None and skipped:
         raise TrainingError(f"no whole checkpoint is left. Remove {folder} to train this learner anew.")
     if found is None:
@@ -255,6 +279,7 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
             )
         learner = new_learner(run, config)
         learner.restore(found.tensors, found.facts)
-        say(f"{config.name}: going on from step {learner.step:,} of {run.amount.n_steps:,}")
-    run.metrics_of(learner).keep_until(learner.step)
+        run.say(f"{config.name}: going on from step {learner.step:,} of {run.amount.n_steps:,}")
+    if run.ranks.writes:
+        run.metrics_of(learner).keep_until(learner.step)
     return learner

@@ -13,10 +13,14 @@ from common.files import finite, read_json, write_file, write_json
 
 
 class Status:
-    """`status.json`: there at all times, saying what the run is doing and why it ended."""
+    """`status.json`: there at all times, saying what the run is doing and why it ended.
 
-    def __init__(self, path: Path, n_steps: int) -> None:
-        self.path = path
+    Args:
+        written: by this process; of several on one run, one writes.
+    """
+
+    def __init__(self, path: Path, n_steps: int, written: bool = True) -> None:
+        self.path, self.written = path, written
         self.values: dict[str, Any] = {
             "state": "running",
             "reason": "",
@@ -37,7 +41,8 @@ class Status:
         """Note `values` and the time."""
         self.values |= values
         self.values["heartbeat"] = time.time()
-        write_json(self.path, self.values)
+        if self.written:
+            write_json(self.path, self.values)
 
 
 class Metrics:

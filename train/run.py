@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from common.console import say
-from common.errors import GranaryError, Interrupted
+from common.errors import GranaryError, Interrupted, TrainingError
 from common.files import read_json, write_json
 from common.stopping import Stop
 from common.store import Store
@@ -23,6 +23,7 @@ from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan
 from train.learner import Learner
 from train.preflight import Amount
+from train.ranks import Ranks
 from train.record import Metrics, Status
 from train.saes.base import SAEConfig
 
@@ -74,19 +75,23 @@ class Run:
     """A run that is ready to be trained.
 
     Attributes:
+        ranks: this process among those that train the run.
         saes: settled settings of every learner's variant, by the learner's name.
+        mine: names of the learners that this process trains.
         learners: those in memory now, stepped together; the others wait for their turn or have ended.
         failed: learners that failed this time; they are not tried again before the next.
         start: input scale and first b_dec of the learners of a window length, once known.
     """
 
     config: FitConfig
+    ranks: Ranks
     folder: Path
     store: Store
     plan: DataPlan
     batches: Batches
     amount: Amount
     saes: dict[str, SAEConfig]
+    mine: frozenset[str]
     d_in: int
     device: torch.device
     precision: torch.dtype
@@ -121,8 +126,18 @@ class Run:
         return bool((self.result(name) or {}).get("state", "failed") != "failed")
 
     def waiting(self) -> list[LearnerConfig]:
-        """Learners that have not ended."""
-        return [learner for learner in self.config.learner if not self.ended(learner.name)]
+        """Learners of this process that have not ended, and did not fail this time."""
+
+        def left() -> list[LearnerConfig]:
+            mine = [learner for learner in self.config.learner if learner.name in self.mine]
+            return [learner for learner in mine if not self.ended(learner.name) and learner.name not in self.failed]
+
+        return self.ranks.first_does(left) if self.ranks.in_step else left()
+
+    def say(self, message: str) -> None:
+        """A line for the person at the terminal, by the process that writes."""
+        if self.ranks.writes:
+            say(message)
 
 
 def identity_with(run: Run, learner: LearnerConfig) -> dict[str, Any]:
@@ -156,6 +171,8 @@ def refuse_when_stopped(run: Run) -> None:
 
 def save_learner(run: Run, learner: Learner) -> None:
     """A checkpoint of one learner where it stands."""
+    if not run.ranks.writes:
+        return
     folder = run.folder_of(learner.name) / "checkpoints"
     save_checkpoint(folder, learner.step, learner.tensors(), learner.facts(), identity_with(run, learner.config))
 
@@ -166,6 +183,7 @@ def alone(run: Run, config: LearnerConfig, where: str) -> Iterator[None]:
 
     Raises:
         GranaryError: what concerns the whole run: a request to stop, a damaged store, a full disk.
+        TrainingError: ranks in step; the others cannot go on without this one.
     """
     try:
         yield
@@ -177,19 +195,24 @@ def alone(run: Run, config: LearnerConfig, where: str) -> Iterator[None]:
         first = str(error).splitlines()[0] if str(error) else ""
         end_learner(run, config, "failed", f"{type(error).__name__} {where}: {first}")
         run.failed.add(config.name)
+        if run.ranks.in_step:
+            reason = f"{config.name} failed on rank {run.ranks.rank} {where}: {first}"
+            note_ending(run, "failed", reason)
+            raise TrainingError(f"{run.folder}: {reason}") from None
 
 
 def end_learner(run: Run, config: LearnerConfig, state: str, reason: str) -> None:
     """Take a learner out of the run, with its result written; it need not have come into memory."""
-    say(f"{config.name}: {state}: {reason}")
-    folder = run.folder_of(config.name)
-    folder.mkdir(exist_ok=True)
+    run.say(f"{config.name}: {state}: {reason}")
     result = blank_result(run, config) | {"state": state, "reason": reason}
     for learner in run.learners:
         if learner.name == config.name:
             learner.state, learner.reason = state, reason
             result = result_of(run, learner, {})
-    write_json(folder / RESULT_FILE, result)
+    if run.ranks.writes:
+        folder = run.folder_of(config.name)
+        folder.mkdir(exist_ok=True)
+        write_json(folder / RESULT_FILE, result)
 
 
 def blank_result(run: Run, config: LearnerConfig) -> dict[str, Any]:
@@ -229,20 +252,28 @@ def result_of(run: Run, learner: Learner, metrics: dict[str, Any]) -> dict[str, 
     }
 
 
-def note_alarms(learner: Learner, found: dict[str, str]) -> None:
+def note_alarms(run: Run, learner: Learner, found: dict[str, str]) -> None:
     """Say what is odd about a learner, each kind once in its run."""
     for kind, text in found.items():
         if kind not in learner.alarms:
             learner.alarms[kind] = f"step {learner.step}: {text}"
-            say(f"{learner.name}: note: step {learner.step:,}: {text}")
+            run.say(f"{learner.name}: note: step {learner.step:,}: {text}")
 
 
 def note_status(run: Run, running: str = "running") -> None:
-    """Write status.json as things stand; `running` is what learners that are not done are called."""
-    learners = {config.name: standing(run, config.name) for config in run.config.learner}
+    """Write status.json as things stand; `running` is what learners that are not done are called.
+
+    Rank 0 writes; the others tell it where their learners stand.
+    """
+    own = {}
     for learner in run.learners:
         state = running if learner.state == "running" else learner.state
-        learners[learner.name] = {"state": state, "reason": learner.reason, "step": learner.step}
+        own[learner.name] = {"state": state, "reason": learner.reason, "step": learner.step}
+    run.ranks.tell(own)
+    if not run.ranks.first:
+        return
+    learners = {config.name: standing(run, config.name) for config in run.config.learner}
+    learners |= run.ranks.told() | own
     step = max((facts["step"] for facts in learners.values()), default=0)
     losses = [loss for learner in run.learners if (loss := learner.final_loss) is not None]
     known = {"last_loss": losses[-1]} if losses else {}
@@ -259,11 +290,19 @@ def standing(run: Run, name: str) -> dict[str, Any]:
 
 
 def record_end(run: Run, state: str, reason: str) -> None:
-    """Checkpoint what runs, if it can be, and record why the run ended."""
+    """Checkpoint what runs, if it can be, and record why the run ended, once every rank has stopped."""
     try:
         for learner in run.active:
             save_learner(run, learner)
     except GranaryError as error:
         reason = f"{reason} (and no checkpoint could be written: {error})"
+    note_status(run, running=state)
+    if state == "interrupted":
+        run.ranks.leave(run.stop)
+    note_ending(run, state, reason)
+
+
+def note_ending(run: Run, state: str, reason: str) -> None:
+    """The end of the whole run in status.json."""
     note_status(run, running=state)
     run.status.write(state=state, reason=reason)

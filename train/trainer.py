@@ -14,6 +14,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from common.console import Progress, say
@@ -25,19 +26,21 @@ from common.store import Store
 from train.checkpoint import prune
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
-from train.data.reader import Batches, plan_data, with_windows
+from train.data.reader import Batches, DataPlan, plan_data, with_windows
 from train.evaluate.heldout import evaluate_heldout
 from train.finish import conclude, finish, finished_outcome
 from train.learner import Learner
 from train.monitors import ALARM_SHARE, ALARM_STEPS, alarms, dense_alarm, verdict
 from train.preflight import learners_at_once
 from train.prepare import bring, load_plan, make_run, prepare, settle_learners, windows_of
+from train.ranks import ALONE, RankLost, Ranks
 from train.run import (
     Outcome,
     Run,
     alone,
     end_learner,
     note_alarms,
+    note_ending,
     note_status,
     record_end,
     refuse_when_stopped,
@@ -49,8 +52,10 @@ from train.schedule import Clock
 HEARTBEAT_S = 5.0
 
 
-def fit(config: FitConfig, stop: Stop) -> Outcome:
+def fit(config: FitConfig, stop: Stop, ranks: Ranks = ALONE) -> Outcome:
     """Train, or go on with, the run that `config` describes.
+
+    Of several ranks each calls this with the same `config`, and each gets the outcome of them all.
 
     Raises:
         DataError: the store does not hold what was asked for; nothing is written.
@@ -60,24 +65,61 @@ def fit(config: FitConfig, stop: Stop) -> Outcome:
         TrainingError: every learner diverged or failed.
     """
     started = time.monotonic()
-    store = Store.open(config.cache)
     folder = config.run_folder()
+    done = ranks.first_does(lambda: look_at(config, folder))
+    if done is not None:
+        return done
+    device = ranks.together(lambda: ranks.device(resolve_device(config.device)))
+    plan = ranks.first_does(lambda: make_plan(config, folder))
+    store = ranks.together(lambda: Store.open(config.cache))  # after the plan: it may have grown until then
+    saes = settle_learners(config, store)
+    with contextlib.closing(Batches(store, plan, device)) as batches:
+        run = ranks.together(lambda: make_run(config, store, batches, saes, device, stop, ranks))
+        with holding(folder, ranks):
+            return carry_out(run, started)
+
+
+def look_at(config: FitConfig, folder: Path) -> Outcome | None:
+    """The outcome of a run that is finished already, if it is.
+
+    Raises:
+        ConfigError: the run folder cannot be one.
+    """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--out {folder}: {path} is a file, not a folder. Choose another --out.")
-    done = finished_outcome(config, store)
+    done = finished_outcome(config, Store.open(config.cache))
     if done is not None:
         say(f"{folder}: finished already, nothing to do. Another --out starts another run.")
-        return done
-    device = resolve_device(config.device)
-    saes = settle_learners(config, store)
-    windows = windows_of(saes)
+    return done
+
+
+def make_plan(config: FitConfig, folder: Path) -> DataPlan:
+    """The data plan of the run in `folder`, or of a new one."""
+    store = Store.open(config.cache)
+    windows = windows_of(settle_learners(config, store))
     plan = load_plan(folder, store) or plan_data(store, config.data(), config.seed, windows)
-    with contextlib.closing(Batches(store, with_windows(store, plan, windows), device)) as batches:
-        run = make_run(config, store, batches, saes, device, stop)
-        folder.mkdir(parents=True, exist_ok=True)
-        with exclusive(folder, "run"):
-            return carry_out(run, started)
+    return with_windows(store, plan, windows)
+
+
+@contextlib.contextmanager
+def holding(folder: Path, ranks: Ranks) -> Iterator[None]:
+    """The run folder held against other runs, by rank 0 first and then by all ranks.
+
+    Raises:
+        StoreError: another process writes there.
+    """
+    with contextlib.ExitStack() as held:
+
+        def hold() -> None:
+            let_in = held.enter_context(exclusive(folder, "run", joining=not ranks.first))
+            if ranks.size > 1:
+                let_in()
+
+        ranks.first_does(hold)
+        if not ranks.first:
+            hold()
+        yield
 
 
 def carry_out(run: Run, started: float) -> Outcome:
@@ -87,11 +129,17 @@ def carry_out(run: Run, started: float) -> Outcome:
         prepare(run)
         note_status(run)
         run.sitting.seconds["prepare"] = time.monotonic() - started
-        at_once = learners_at_once(run.config, list(run.saes.values()), run.d_in, run.device)
-        while waiting := [learner for learner in run.waiting() if learner.name not in run.failed]:
+        at_once = learners_at_once(run.config, list(run.saes.values()), run.d_in, run.device, run.ranks.local_size)
+        run.ranks.begin(run.stop)
+        while waiting := run.waiting():
             refuse_when_stopped(run)
             take_round(run, waiting[:at_once])
+        note_status(run)
+        run.ranks.all_done(run.stop, Heartbeat(run).beat)
         return conclude(run)
+    except RankLost as lost:
+        note_ending(run, "interrupted", str(lost))
+        raise
     except Interrupted as interrupted:
         record_end(run, "interrupted", str(interrupted))
         raise
@@ -119,6 +167,19 @@ def take_round(run: Run, configs: list[LearnerConfig]) -> None:
     finish(run)
     run.sitting.seconds["train"] += trained - begun
     run.sitting.seconds["finish"] += time.monotonic() - trained
+
+
+class Heartbeat:
+    """status.json written anew every few seconds."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.last = run, time.monotonic()
+
+    def beat(self) -> None:
+        """Write it, if it is time to."""
+        if time.monotonic() - self.last > HEARTBEAT_S:
+            self.last = time.monotonic()
+            note_status(self.run)
 
 
 class Pace:
@@ -151,8 +212,9 @@ def train(run: Run) -> None:
     """
     n_steps = run.amount.n_steps
     first = step = min((learner.step for learner in run.active), default=n_steps)
-    progress, pace = Progress("train", n_steps, step), Pace(run.batches, step, run.config.batch_size)
-    beat = time.monotonic()
+    label = f"train, rank 0 of {run.ranks.size}" if run.ranks.size > 1 else "train"
+    progress = Progress(label, n_steps, step, shown=run.ranks.first)
+    pace, heartbeat = Pace(run.batches, step, run.config.batch_size), Heartbeat(run)
     lines: dict[str, dict[str, Any]] = {}
     while step < n_steps and run.active:
         if run.stop.asked:
@@ -163,9 +225,7 @@ def train(run: Run) -> None:
             lines |= log(run, step, pace)
         if step % run.checkpoint_every == 0 and step < n_steps:
             checkpoint(run, step)
-        if time.monotonic() - beat > HEARTBEAT_S:
-            beat = time.monotonic()
-            note_status(run)
+        heartbeat.beat()
         progress.update(step, describe(lines, step, pace))
     run.sitting.steps += step - first
     checkpoint(run, step)
@@ -218,13 +278,14 @@ def log(run: Run, step: int, pace: Pace) -> dict[str, dict[str, Any]]:
             "tokens_per_s": round(pace.tokens_per_s(step), 1),
             "wait_share": pace.wait_share(),
         }
-        run.metrics_of(learner).append(metrics)
+        if run.ranks.writes:
+            run.metrics_of(learner).append(metrics)
         lines[learner.name] = metrics
         reason = verdict(metrics, learner.judged_ev, int(learner.quiet_steps[1]), run.amount.n_steps)
         if reason is not None and learner.sae.trained:
             end_learner(run, learner.config, "diverged", reason)
         elif learner.sae.trained:
-            note_alarms(learner, alarms(metrics, getattr(learner.sae.config, "k", None), run.amount.n_steps))
+            note_alarms(run, learner, alarms(metrics, getattr(learner.sae.config, "k", None), run.amount.n_steps))
     note_status(run)
     return lines
 
@@ -243,12 +304,13 @@ def look_and_save(run: Run, learner: Learner) -> None:
     look = quick_look(run, learner) if step else {}
     ev = look.get("explained_variance")
     if learner.sae.trained and step > min(ALARM_SHARE * run.amount.n_steps, ALARM_STEPS):
-        note_alarms(learner, dense_alarm(look.get("always_share", 0.0)))
+        note_alarms(run, learner, dense_alarm(look.get("always_share", 0.0)))
     if learner.best_step is None or (ev is not None and (learner.best_ev is None or ev > learner.best_ev)):
         learner.best_ev, learner.best_step = ev, step
     save_learner(run, learner)
-    write_json(folder / "best.json", {"step": learner.best_step, "heldout_explained_variance": learner.best_ev})
-    prune(folder, learner.best_step, run.config.keep_every)
+    if run.ranks.writes:
+        write_json(folder / "best.json", {"step": learner.best_step, "heldout_explained_variance": learner.best_ev})
+        prune(folder, learner.best_step, run.config.keep_every)
 
 
 def quick_look(run: Run, learner: Learner) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,12 @@ def fit(
     train fit --cache cache/demo.zarr --variant topk --k 32 --passes 1
     train fit --cache cache/demo.zarr --variant batchtopk --variant standard --steps 5000 --set standard.l1=0.02
     train fit --config study.toml --out runs/study
+    torchrun --nproc-per-node 4 -m train fit --config study.toml --out runs/study
     """
     from train.settings import fit_config
-    from train.trainer import fit as run_fit
 
-    shared = {key: flags.pop(key) for key in ("d_sae", "k", "lr")}
-    config = fit_config(
-        file, flags, variants, {key: value for key, value in shared.items() if value is not None}, settings
-    )
-    report(run_fit(config, stop), as_json)
+    shared = {key: value for key in ("d_sae", "k", "lr") if (value := flags.pop(key)) is not None}
+    carry_out(lambda: fit_config(file, flags, variants, shared, settings), stop, as_json)
 
 
 @click.command()
@@ -59,9 +57,19 @@ def resume(stop: Any, run: Path, cache: Path | None, device: str | None, as_json
     train resume runs/demo
     """
     from train.settings import saved_config
+
+    carry_out(lambda: saved_config(run, cache, device), stop, as_json)
+
+
+def carry_out(configuration: Callable[[], FitConfig], stop: Any, as_json: bool) -> None:
+    """Train what a command line describes, on this process or on all ranks that torchrun started; rank 0 reports."""
+    from train.ranks import join_ranks
     from train.trainer import fit as run_fit
 
-    report(run_fit(saved_config(run, cache, device), stop), as_json)
+    with join_ranks() as ranks:
+        outcome = run_fit(ranks.together(configuration), stop, ranks)
+    if ranks.first:
+        report(outcome, as_json)
 
 
 def report(outcome: Any, as_json: bool) -> None:
