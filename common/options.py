@@ -33,7 +33,8 @@ def option_for(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], An
     if field.is_required():
         help_text += "  [required]"
     elif default not in (None, (), False) and not isinstance(default, bool):
-        help_text += f"  [default: {default}]"
+        shown = ", ".join(map(str, default)) if isinstance(default, tuple) else default
+        help_text += f"  [default: {shown}]"
     kind = plain_type(field.annotation)
     if kind is bool:
         names = f"{flag}/--no-{name.replace('_', '-')}" if default else flag

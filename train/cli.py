@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from common.console import emit_json, say, table
+from train.commands.bench import bench
 from train.commands.evaluate import evaluate
 from train.commands.exchange import export, import_
 from train.commands.fit import fit, resume
@@ -28,10 +29,11 @@ def cli() -> None:
     train compare runs/demo
     train plot runs/demo
     train report runs/demo
+    train bench
     """
 
 
-for command in (fit, resume, evaluate, unlearn, compare, plot, report, rate, export, import_):
+for command in (fit, resume, evaluate, unlearn, compare, plot, report, rate, export, import_, bench):
     cli.add_command(command)
 
 

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from common.config import Count, Settings
 
 Kernels = Literal["auto", "plain", "sparse"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 RESERVED = {  # files and folders of a run
     "run.toml", "data.json", "status.json", "report.html", "sae", "checkpoints", "eval", "plots",
@@ -77,7 +78,7 @@ class FitConfig(DataConfig):
     batch_size: Count = Field(2048, gt=0, description="Tokens per step.")
     seed: int = Field(0, description="Seed of the order of batches, and of the learners' weights unless they say.")
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
+    precision: Precision = Field(
         "auto", description="Matrix products; weights, losses and top-k stay float32. auto: bfloat16 on a GPU."
     )
     kernels: Kernels = Field(
@@ -140,6 +141,27 @@ class ImportConfig(Settings):
         0.02, gt=0, lt=1, description="Share of documents to evaluate on: that of the runs it is compared with."
     )
     device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
+
+
+class BenchConfig(Settings):
+    """Training steps to be timed, on made-up data."""
+
+    variant: tuple[str, ...] = Field(
+        ("batchtopk",), min_length=1, description="Variants to time; give it several times."
+    )
+    d_model: Count = Field(512, gt=0, description="Width of the activations.")
+    d_sae: Count = Field(4096, gt=0, description="Latents.")
+    k: Count = Field(32, gt=0, description="Latents kept per token, for variants that have k.")
+    batch_size: Count = Field(2048, gt=0, description="Tokens per step.")
+    steps: Count = Field(20, gt=0, description="Steps to time of each variant, four by four, after four that are not.")
+    device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
+    precision: Precision = Field("auto", description="As of `train fit`.")
+    kernels: Kernels = Field("auto", description="As of `train fit`.")
+
+    @field_validator("variant")
+    @classmethod
+    def _no_twice(cls, variant: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(variant))
 
 
 class EvalConfig(Settings):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.config import LearnerConfig
+from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner, dense_share
 from train.saes import make_sae
 from train.saes.base import SAE, Output
+from train.saes.kept import Kept
 from train.schedule import Clock
 
 
@@ -56,16 +57,19 @@ def batch(step: int, *, valid: Tensor | None = None) -> Batch:
     return Batch.of(x, valid=valid)
 
 
-def test_l0_of_each_group_is_what_its_latents_count(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", ["plain", "sparse"])
+def test_l0_of_each_group_is_what_its_latents_count(monkeypatch: pytest.MonkeyPatch, kernels: Kernels) -> None:
     sae = make_sae("matryoshka", {"d_sae": 16, "k": 3, "fractions": [0.25, 0.75]}, 4, 0, "test")
-    learner = Learner(LearnerConfig(name="x", variant="matryoshka"), sae, 10, torch.device("cpu"), torch.float32)
+    config = LearnerConfig(name="x", variant="matryoshka")
+    learner = Learner(config, sae, 10, torch.device("cpu"), torch.float32, kernels)
     counts = torch.zeros(2)
     training_pass = type(sae).training_pass
 
     def watched(self: SAE, b: Batch, clock: Clock) -> Output:
         output = training_pass(self, b, clock)
-        counts[0] += (output.latents[..., :4] > 0).sum()
-        counts[1] += (output.latents[..., 4:] > 0).sum()
+        latents = output.latents.dense() if isinstance(output.latents, Kept) else output.latents
+        counts[0] += (latents[..., :4] > 0).sum()
+        counts[1] += (latents[..., 4:] > 0).sum()
         return output
 
     monkeypatch.setattr(type(sae), "training_pass", watched)
