@@ -40,6 +40,7 @@ OWNERS = {
     "sklearn": {"train/evaluate/probes.py", "train/evaluate/topics.py"},
     "httpx": {"train/evaluate/judge.py"},
     "matplotlib": {"train/report/figures/sheet.py"},
+    "PIL": {"train/report/figures/sheet.py"},
     "jinja2": {"train/report/page.py"},
 }
 

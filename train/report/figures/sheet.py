@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from PIL import Image
 
 from train.report.figures.scales import LONGEST, ends_of, near, near_of_curves, not_beyond, number, shortened, spans
 from train.report.figures.shapes import Bar, Curve, Row
@@ -254,9 +255,11 @@ class Sheet:
         )  # fmt: skip
 
     def png(self) -> bytes:
-        """The picture; of equal files the same bytes."""
-        picture = io.BytesIO()
-        self.figure.savefig(picture, format="png", dpi=self.figure.dpi, metadata={"Software": None})
+        """The picture in 256 colours, a third of the size; of equal files the same bytes."""
+        drawn, picture = io.BytesIO(), io.BytesIO()
+        self.figure.savefig(drawn, format="png", dpi=self.figure.dpi, pil_kwargs={"compress_level": 0})
+        colours = Image.open(drawn).convert("RGB").quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        colours.save(picture, "png", optimize=True, dpi=(DPI, DPI))
         return picture.getvalue()
 
     def csv(self) -> str:
