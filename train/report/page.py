@@ -71,9 +71,10 @@ def make_page(paths: Sequence[Path], now: float | None = None) -> str:
     study, no_figures = study_or_why_not(paths)
     looks = looks_of(learners, study)
     scripts = [Markup((HTML / name).read_text()) for name in SCRIPTS]
+    named = {run.path.resolve(): run for run in runs}  # of several learner folders, each run once
     return template().render(
-        title=", ".join(run.path.resolve().name for run in runs),
-        runs=[(run, run_facts(run)) for run in runs],
+        title=", ".join(path.name for path in named),
+        runs=[(run, run_facts(run)) for run in named.values()],
         problems=problems,
         rows=[learner_row(learner) for learner in learners],
         colours={label: look.colour for label, look in looks.items()},

@@ -302,6 +302,13 @@ def test_a_learner_folder_has_a_page_of_its_own(tmp_path: Path) -> None:
     assert [one["label"] for one in data_of(text, 'id="learners-data"')] == ["a"]
 
 
+def test_a_run_of_several_learner_folders_is_told_once(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "r", made_learner("a"), made_learner("b"))
+    said = words_of(make_page([run / "a", run / "b"]))
+    assert said.startswith("r · Granary r Learners")
+    assert said.count("store cache/made.zarr") == 1
+
+
 def test_page_goes_into_the_run_or_here_or_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one, two = (made_run(tmp_path / name, made_learner("a")) for name in ("one", "two"))
     monkeypatch.chdir(tmp_path)
