@@ -1,7 +1,8 @@
-"""`python -m tests.benchmarks [harvest] [read] [step] [start] [variants]`: this machine against its floors."""
+"""`python -m tests.benchmarks [PROGRAM…]`, all of them by default: this machine against its floors and its peers."""
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 
@@ -9,7 +10,15 @@ import torch
 
 import granary  # noqa: F401  (binds common, harvest and train)
 from common.console import table
-from tests.benchmarks import harvest_speed, read_speed, start_speed, step_speed, variant_speed
+from tests.benchmarks import (
+    harvest_speed,
+    peer_speed,
+    read_speed,
+    start_speed,
+    step_speed,
+    stream_speed,
+    variant_speed,
+)
 
 PROGRAMS = {
     "harvest": harvest_speed.run,
@@ -17,11 +26,14 @@ PROGRAMS = {
     "step": step_speed.run,
     "start": start_speed.run,
     "variants": variant_speed.run,
+    "peers": peer_speed.run,
+    "stream": stream_speed.run,
 }
 
 
 def main() -> None:
     """Run the programs named on the command line, or all of them."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as the `train` command does
     chosen = sys.argv[1:] or list(PROGRAMS)
     rows = [row for name in chosen for row in PROGRAMS[name]()]
     title = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; medians, interleaved"
