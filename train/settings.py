@@ -42,15 +42,17 @@ def fit_config(
     for name, given in (("learner", tables), ("grid", grids)):
         if not isinstance(given, list) or not all(isinstance(entry, dict) for entry in given):
             raise ConfigError(f"{where}: {name}s are given as [[{name}]] tables.")
-    tables = tables + [entry for grid in grids for entry in expand_grid(replaced(grid, shared), where)]
+    made = [entry for grid in grids for entry in expand_grid(replaced(grid, shared, settings), where)]
+    tables = tables + made
     if variants:
-        tables = [{"variant": variant} for variant in variants]
+        tables, made = [{"variant": variant} for variant in variants], []
     tables = with_names(tables, "--variant" if variants else where)
     for entry in tables:
         apply_shared(entry, shared)
     for text in settings:
         apply_setting(tables, text)
     learners = tuple(learner_config(entry, f"{where}: learner '{entry['name']}'") for entry in tables)
+    refuse_twins(learners[len(learners) - len(made) :])
     config = build(FitConfig, values | flags | {"learner": learners}, where)
     return config.model_copy(update={"cache": store_path(config.cache)})
 
@@ -94,10 +96,30 @@ def refuse_unknown(variant: str, where: str) -> None:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def replaced(grid: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A [[grid]] table with the flags for every learner in place of its own lists; --k stands for `target_l0` too."""
+def replaced(grid: dict[str, Any], shared: dict[str, Any], settings: tuple[str, ...]) -> dict[str, Any]:
+    """A [[grid]] table with the flags for every learner in place of its own lists; --k stands for `target_l0` too.
+
+    A `--set` that names no learner does the same where the table has its key.
+    """
     gone = {"target_l0"} if "k" in shared else set()
-    return {key: value for key, value in grid.items() if key not in gone} | shared
+    given = {key: parse_value(raw) for key, _, raw in (text.partition("=") for text in settings)}
+    own = {key: value for key, value in given.items() if key in grid.keys() - {"name"}}
+    return {key: value for key, value in grid.items() if key not in gone} | shared | own
+
+
+def refuse_twins(made: tuple[LearnerConfig, ...]) -> None:
+    """Nothing, if no two learners of the grids are equal but for their names: a grid makes each learner once.
+
+    Raises:
+        ConfigError: two are, which only a `--set` of what the grid varies under another name can do.
+    """
+    for index, learner in enumerate(made):
+        for other in made[:index]:
+            if other == learner.model_copy(update={"name": other.name}):
+                raise ConfigError(
+                    f"--set makes '{other.name}' and '{learner.name}' one learner. Change the [[grid]], or set one: "
+                    f"--set {learner.name}.key=value."
+                )
 
 
 def expand_grid(grid: dict[str, Any], where: str) -> list[dict[str, Any]]:

@@ -212,6 +212,29 @@ def test_a_flag_replaces_the_list_of_a_grid_before_it_is_expanded(tmp_path: Path
     assert config.learner[0].lr == 0.01
 
 
+@pytest.mark.parametrize("setting", ["k=8", "seed=3", "aux_alpha=0.5", "d_sae=1k"])
+def test_a_setting_for_all_replaces_the_list_of_a_grid_before_it_is_expanded(tmp_path: Path, setting: str) -> None:
+    lists = {"k": "[16, 32]", "seed": "[0, 1]", "aux_alpha": "[0.0, 1.0]", "d_sae": "[512, 1024]"}
+    key, value = setting.split("=")
+
+    def text(lists: dict[str, str]) -> str:
+        return 'variant = ["standard", "topk"]\n' + "".join(f"{name} = {given}\n" for name, given in lists.items())
+
+    written = grid(tmp_path, text(lists | {key: f'"{value}"' if value == "1k" else value}))
+    file = toml(tmp_path, f'cache = "c.zarr"\nsteps = 10\n[[grid]]\n{text(lists)}')
+    config = from_flags(file=file, settings=(setting,))
+    assert config.learner == written.learner
+
+
+def test_a_setting_that_makes_two_learners_of_a_grid_one_is_refused(tmp_path: Path) -> None:
+    file = toml(tmp_path, 'cache = "c.zarr"\nsteps = 10\n[[grid]]\nvariant = ["standard", "topk"]\nk = [16, 32]')
+    with pytest.raises(ConfigError, match="--set makes 'standard-k16' and 'standard-k32' one learner"):
+        from_flags(file=file, settings=("target_l0=8",))
+    only = from_flags(file=file, settings=("standard-k16.target_l0=8",))
+    assert [learner.options for learner in only.learner[:2]] == [{"target_l0": 8}, {"target_l0": 32}]
+    assert names(from_flags("topk", "topk")) == ["topk", "topk-2"]  # two alike that were asked for are given
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
