@@ -14,9 +14,11 @@ Values and gradients are those of the dense products up to the order of addition
 from __future__ import annotations
 
 import functools
+import importlib.util
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,6 +36,13 @@ def sparse_pays(device: torch.device) -> bool:
     On a GPU dense products in bfloat16 run at hundreds of times the rate of a CPU, and nothing was measured yet.
     """
     return device.type == "cpu"
+
+
+def kernels_for(tensor: Tensor) -> ModuleType | None:
+    """`train.kernels` for tensors on a GPU where Triton is there; None where stock operators serve."""
+    if not tensor.is_cuda or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("train.kernels")
 
 
 class Places:
@@ -67,7 +76,11 @@ class Places:
 
     def times(self, values: Float[Tensor, " K"], dense: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
         """The sparse matrix with these values, times a dense one."""
-        product: Tensor = self._matrix(values) @ dense
+        kernels = kernels_for(values)
+        if kernels is not None:
+            product: Tensor = kernels.csr_times(self.first, self.column, values, dense)
+        else:
+            product = self._matrix(values) @ dense
         return product
 
     def transposed_times(self, values: Float[Tensor, " K"], dense: Float[Tensor, "R D"]) -> Float[Tensor, "C D"]:
@@ -77,6 +90,10 @@ class Places:
 
     def sampled(self, left: Float[Tensor, "R D"], right: Float[Tensor, "C D"]) -> Float[Tensor, " K"]:
         """(left · rightᵀ) at the entries kept."""
+        kernels = kernels_for(left)
+        if kernels is not None:
+            values: Tensor = kernels.csr_sampled(self.first, self.column, left, right)
+            return values
         zeros = self._matrix(left.new_zeros(len(self.column)))
         product: Tensor = torch.sparse.sampled_addmm(zeros, left, right.t(), beta=0.0)
         return product.values()
@@ -155,7 +172,8 @@ Choice = Callable[[Float[Tensor, "N L"]], Places]
 
 def keep_top_k(u: Float[Tensor, "N L"], k: int) -> Places:
     """The k largest of each row."""
-    columns = torch.topk(u, k, dim=-1, sorted=False).indices
+    kernels = kernels_for(u)
+    columns = torch.topk(u, k, dim=-1, sorted=False).indices if kernels is None else kernels.row_top_k(u, k)
     first = torch.arange(0, columns.numel() + 1, k, device=u.device)
     return Places(first, columns.flatten(), u.shape[-1])
 
@@ -168,8 +186,12 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
     """The `n_kept` largest positive entries of the whole batch, fewer where fewer are positive.
 
     Candidates are all entries above a value that a sample of rows puts a little below the one wanted, so that only
-    they are ordered. Where the sample misled, all positive entries are candidates. Exact either way.
+    they are ordered. Where the sample misled, all positive entries are candidates. Exact either way. On a GPU, where
+    counting candidates would wait for the device, the largest are ordered at once, and some may not be positive.
     """
+    if u.is_cuda:
+        largest = torch.topk(u.flatten(), min(n_kept, u.numel()), sorted=False).indices
+        return _places_of(largest.sort().values, u)
     sample = u[:: max(len(u) // SAMPLED_ROWS, 1)]
     n_guessed = min(int(MARGIN * n_kept * len(sample) / len(u)) + 1, sample.numel())
     guess = torch.topk(sample.flatten(), n_guessed).values[-1].clamp_min(0.0)
@@ -179,9 +201,14 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
     if len(candidates) > n_kept:
         best = torch.topk(u.flatten()[candidates], n_kept, sorted=False).indices
         candidates = candidates[best.sort().values]
-    row = candidates // u.shape[-1]
+    return _places_of(candidates, u)
+
+
+def _places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:
+    """Places of ascending indices into the flattened u."""
+    row = flat // u.shape[-1]
     first = torch.searchsorted(row, torch.arange(len(u) + 1, device=u.device))
-    return Places(first, candidates - row * u.shape[-1], u.shape[-1])
+    return Places(first, flat - row * u.shape[-1], u.shape[-1])
 
 
 class _Encoded(torch.autograd.Function):

@@ -1,0 +1,54 @@
+"""What only a GPU can show: steps that never wait for the host, and the sparse step on the kernels of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from tests.train.saes.test_contract import K, batch_for, every_trained_variant, new_sae
+from train.config import Kernels, LearnerConfig
+from train.learner import Learner
+
+pytestmark = pytest.mark.gpu
+
+
+def learner_on_gpu(variant: str, kernels: Kernels) -> Learner:
+    sae = new_sae(variant)
+    sae.start(1.0, batch_for(sae, 0).x.mean((0, 1)))
+    config = LearnerConfig(name="x", variant=variant)
+    return Learner(config, sae, 100, torch.device("cuda"), torch.float32, kernels)
+
+
+@pytest.fixture
+def waiting_is_an_error() -> Iterator[None]:
+    yield
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@every_trained_variant
+def test_no_step_waits_for_the_device(variant: str, waiting_is_an_error: None) -> None:
+    learner = learner_on_gpu(variant, "plain")
+    batches = [batch_for(learner.sae, step).to(torch.device("cuda")) for step in range(6)]
+    for batch in batches:
+        assert batch.context is not None  # read before the clock starts
+    if learner.at_landmark():
+        learner.revise(lambda: batches, 256)
+    for batch in batches[:2]:
+        learner.train_step(batch, 256)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    for batch in batches[2:]:
+        learner.train_step(batch, 256)
+
+
+@pytest.mark.parametrize("variant", ["topk", "batchtopk", "matryoshka", "predictor"])
+def test_a_sparse_step_on_a_gpu_is_the_plain_one(variant: str) -> None:
+    learners = [learner_on_gpu(variant, kernels) for kernels in ("plain", "sparse")]
+    for step in range(20):
+        for learner in learners:
+            learner.train_step(batch_for(learner.sae, step).to(torch.device("cuda")), 256)
+    plain, sparse = (learner.read_metrics() for learner in learners)
+    assert sparse["loss"] == pytest.approx(plain["loss"], rel=1e-3)
+    assert sparse["l0"] == pytest.approx(plain["l0"], rel=1e-2) == pytest.approx(K, rel=0.1)
