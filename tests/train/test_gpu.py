@@ -11,7 +11,7 @@ from tests.train.saes.test_contract import K, batch_for, every_trained_variant, 
 from train.config import Kernels, LearnerConfig
 from train.learner import Learner
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
 def learner_on_gpu(variant: str, kernels: Kernels) -> Learner:
