@@ -1,11 +1,27 @@
-"""Where trained learners lie."""
+"""Where trained learners lie, and what is said of folders whose files are of another form."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import StoreError
+from common.errors import GranaryError, StoreError
+
+ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what files of another form lead to
+
+
+@contextmanager
+def blamed(path: Path) -> Iterator[None]:
+    """Raises:
+    StoreError: files here are of another form than a run's.
+    """
+    try:
+        yield
+    except GranaryError:
+        raise
+    except ODD as error:
+        raise StoreError(f"{path}: not what a run leaves ({type(error).__name__}: {error}).") from None
 
 
 def learner_folders(runs: Sequence[Path]) -> list[Path]:

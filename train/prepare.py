@@ -22,6 +22,7 @@ from train.checkpoint import newest_whole
 from train.config import DataConfig, FitConfig, LearnerConfig
 from train.data.mixing import mixing
 from train.data.reader import Batches, DataPlan, digest_of
+from train.folders import blamed
 from train.learner import Learner
 from train.preflight import Amount, rehearse, resolve_precision, resolve_steps, starting_point
 from train.ranks import Ranks
@@ -85,37 +86,38 @@ def load_plan(folder: Path, store: Store) -> DataPlan | None:
     """The data plan that a run began with, or None for a new run.
 
     Raises:
-        StoreError: the store's chunks are not what they were.
+        StoreError: the store's chunks are not what they were, or the file is damaged.
     """
     if not (folder / DATA_FILE).exists():
         return None
-    values = read_json(folder / DATA_FILE)["plan"]
-    chunks = tuple(values["chunks"])
-    if values["store_id"] != store.id:
+    with blamed(folder / DATA_FILE):
+        values = read_json(folder / DATA_FILE)["plan"]
+        plan = DataPlan(
+            **values
+            | {
+                "chunks": tuple(values["chunks"]),
+                "windows": {int(window): tuple(counts) for window, counts in values["windows"].items()},
+                "config": build(DataConfig, values["config"], str(folder / DATA_FILE)),
+            }
+        )
+    if plan.store_id != store.id:
         raise StoreError(
             f"{folder}: it was trained on another store than {store.path}. "
             "Name that one with --cache, or start another run with --out."
         )
-    store = store.as_of(values["n_sequences"])
-    gone = set(chunks) - set(store.usable_chunks(values["hook"]))
+    store = store.as_of(plan.n_sequences)
+    gone = set(plan.chunks) - set(store.usable_chunks(plan.hook))
     if gone:
         raise StoreError(
             f"{store.path}: chunk {min(gone)}, which the run in {folder} reads, is not there. "
             f"Run: harvest verify {store.path} --repair"
         )
-    if digest_of(store, values["hook"], chunks) != values["digest"]:
+    if digest_of(store, plan.hook, plan.chunks) != plan.digest:
         raise StoreError(
             f"{store.path}: its data changed since the run in {folder} began, so it cannot go on exactly. "
             "Start another run with --out."
         )
-    return DataPlan(
-        **values
-        | {
-            "chunks": chunks,
-            "windows": {int(window): tuple(counts) for window, counts in values["windows"].items()},
-            "config": build(DataConfig, values["config"], str(folder / DATA_FILE)),
-        }
-    )
+    return plan
 
 
 def write_plan(run: Run) -> None:

@@ -19,6 +19,7 @@ from tests.conftest import HOOK, harvest_config
 from tests.train.runs import config, equal, learner, run, status_of
 from train.learner import Learner
 from train.preflight import rehearse
+from train.prepare import load_plan
 
 
 def test_a_finished_run_does_nothing_and_says_so(
@@ -42,6 +43,13 @@ def test_a_finished_run_says_nothing_of_another_store(shared_store: Path, own_st
     (own_store / "zarr.json").write_text(json.dumps(metadata))
     with pytest.raises(StoreError, match="trained on another store than"):
         run(own_store, tmp_path / "r", learner("topk"))
+
+
+@pytest.mark.parametrize("text", ["{}", '{"plan": {"chunks": 3}}', "[]"])
+def test_a_damaged_plan_is_one_error(store: Store, tmp_path: Path, text: str) -> None:
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(StoreError, match=r"data\.json: not what a run leaves"):
+        load_plan(tmp_path, store)
 
 
 def test_a_start_that_fails_after_a_learner_diverged_can_be_made_again(shared_store: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.errors import StoreError
 
+MAGIC = b"SQLite format 3\0"
 TABLE = """
 CREATE TABLE IF NOT EXISTS answers (
     rater TEXT NOT NULL,
@@ -41,12 +42,20 @@ class Answer:
     at: float
 
 
+def opening_of(path: Path) -> bytes:
+    """The first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(len(MAGIC))
+
+
 class Answers:
     """The file of answers. Every call opens it anew, so that several servers can share it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file() and opening_of(path) not in (b"", MAGIC):
+            raise StoreError(f"{path}: no file of ratings. Name another with --db.")  # SQLite writes over short ones
         with self._open() as database:
             database.execute(TABLE)
 

@@ -18,13 +18,13 @@ from markupsafe import Markup
 
 from common.errors import ConfigError, GranaryError
 from common.files import write_file
+from train.folders import ODD
 from train.report.figures import FIGURES, draw, study_of
 from train.report.figures.study import Study
 from train.report.gather import LearnerView, read_runs
 from train.report.kinds import stem_of
 from train.report.pack import for_script, pack_curves, pack_latents
 from train.report.palette import NEUTRAL, colours, styles
-from train.report.points import ODD
 from train.report.sections import comparison, learner_row, run_facts, suite_tables
 
 HTML = Path(__file__).parent / "html"

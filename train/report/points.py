@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.console import say
-from common.errors import ConfigError, GranaryError, StoreError
+from common.errors import ConfigError, StoreError
 from common.files import read_json
+from train.folders import blamed
 
 FIGURES = ("explained_variance", "nmse", "dead_share", "dense_share")
 AIMS = ("k", "target_l0")
-ODD = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)  # what files of another form lead to
 
 
 @dataclass(frozen=True)
@@ -73,19 +72,6 @@ def read_points(runs: Iterable[Path]) -> list[Point]:
             refuse_several_sources(identities)
             points.append(point_of(folder, found[folder], identities[folder]))
     return points
-
-
-@contextmanager
-def blamed(folder: Path) -> Iterator[None]:
-    """Raises:
-    StoreError: files of this learner are of another form than a run's.
-    """
-    try:
-        yield
-    except GranaryError:
-        raise
-    except ODD as error:
-        raise StoreError(f"{folder}: its files are not those of a run ({type(error).__name__}: {error}).") from None
 
 
 def why_left_out(result: dict[str, Any]) -> str:

@@ -15,8 +15,9 @@ import numpy as np
 from common.config import read_toml
 from common.errors import ConfigError, StoreError
 from common.files import read_json
+from train.folders import blamed
 from train.record import read_lines
-from train.report.points import aim_of, blamed, kind_of, seed_of
+from train.report.points import aim_of, kind_of, seed_of
 
 SILENT_S = 120.0  # a run writes its heartbeat every few seconds; one that is silent for so long was killed
 UNREAD = "latents"  # texts of thousands of latents, which no figure needs
@@ -143,7 +144,7 @@ def read_run(path: Path) -> list[Record]:
     run = path.resolve().parent if single else path
     if not (run / "run.toml").exists():
         raise StoreError(f"{path}: no run here (no run.toml). Give run or learner folders.")
-    settings = read_toml(run / "run.toml")
+    settings = read_settings(run / "run.toml")
     identity = read_object(run / "data.json", "identity")["identity"]
     status = read_object(run / "status.json", "state", "steps", "learners", "heartbeat")
     with blamed(path):
@@ -189,9 +190,18 @@ def read_learner(
     )
 
 
+def read_settings(path: Path) -> dict[str, Any]:
+    """A run.toml; one that a run wrote is damaged, not wrongly configured, where it is no TOML."""
+    try:
+        return read_toml(path)
+    except ConfigError as error:
+        raise StoreError(str(error)) from None
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl; none where there is no such file."""
-    lines = read_lines(path) if path.exists() else []
+    with blamed(path):
+        lines = read_lines(path) if path.exists() else []
     if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in lines):
         raise StoreError(f"{path}: not a file of a run: a line has no step.")
     return lines

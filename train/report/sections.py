@@ -11,10 +11,11 @@ from typing import Any
 
 from common.console import format_cell, format_seconds
 from common.errors import GranaryError
+from train.folders import ODD
 from train.report.gather import LearnerView, RunView, moment, table
 from train.report.kinds import kinds_by_name, numbered
 from train.report.pack import is_number
-from train.report.points import ODD, read_points
+from train.report.points import read_points
 from train.report.tables import Row, compare
 
 NONE = "–"

@@ -30,7 +30,9 @@ def test_a_score_outside_of_1_to_5_is_refused(tmp_path: Path) -> None:
         Answers(tmp_path / "r.sqlite").store("ada", "r/topk", 7, 6, "")
 
 
-def test_a_file_that_is_no_database_is_one_error(tmp_path: Path) -> None:
-    (tmp_path / "r.sqlite").write_text("hello " * 200)
+@pytest.mark.parametrize("text", ["hello " * 200, "x"])
+def test_a_file_that_is_no_database_is_one_error_and_stays(tmp_path: Path, text: str) -> None:
+    (tmp_path / "r.sqlite").write_text(text)
     with pytest.raises(StoreError, match=r"r\.sqlite: .*--db"):
         Answers(tmp_path / "r.sqlite")
+    assert (tmp_path / "r.sqlite").read_text() == text

@@ -15,6 +15,7 @@ from common.config import build
 from common.errors import ConfigError, StoreError
 from common.files import read_json, write_json
 from common.stopping import Stop
+from tests.train.report.made import made_learner, made_run
 from train.cli import cli
 from train.config import FitConfig
 from train.report.points import read_points
@@ -131,6 +132,23 @@ def test_learners_without_held_out_figures_are_left_out(
     assert "blind/topk-k4-seed0: left out: no held-out figures" in capsys.readouterr().err
     with pytest.raises(StoreError, match=r"no finished learner with held-out figures.*--held-out 0"):
         read_points([blind])
+
+
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [("a/result.json", [1]), ("a/result.json", {"state": "finished", "metrics": {"l0": 4.0}}), ("data.json", {})],
+)
+def test_files_of_another_form_are_one_error(tmp_path: Path, file: str, value: Any) -> None:
+    run = made_run(tmp_path, made_learner("a"))
+    write_json(run / file, value)
+    with pytest.raises(StoreError, match=r"/a: not what a run leaves \(\w+Error"):
+        read_points([run])
+
+
+def test_a_learner_with_a_figure_that_is_null_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made_run(tmp_path, made_learner("a"), made_learner("b", ev=None))
+    assert [point.name for point in read_points([run])] == ["a"]
+    assert "b: left out: no held-out explained_variance" in capsys.readouterr().err
 
 
 def test_a_folder_without_a_learner_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -89,18 +90,30 @@ def test_a_learner_folder_is_that_learner_alone(tmp_path: Path) -> None:
         ("status.json", "{", r"status\.json: not valid JSON"),
         ("data.json", "[]", r"data\.json: not a file of a run: no 'identity' in it"),
         ("a/config.json", '{"variant": "topk"}', "no 'options, seed' in it"),
-        ("a/config.json", '{"variant": "topk", "options": 3, "seed": 0}', "its files are not those of a run"),
+        ("a/config.json", '{"variant": "topk", "options": 3, "seed": 0}', "not what a run leaves"),
         ("a/result.json", '"x"', "no 'state, training_steps' in it"),
         ("a/eval/core.json", "", r"core\.json: not valid JSON"),
         ("a/eval/core.json", '{"metrics": [1]}', r"core\.json: metrics is no object"),
         ("a/metrics.jsonl", "1\n", r"metrics\.jsonl: not a file of a run: a line has no step"),
+        ("a/metrics.jsonl", b"\xff\xfe\n", r"metrics\.jsonl: not what a run leaves"),
+        ("a/result.json", '{"state": "finished", "training_steps": 1, "final_loss": "x"}', "not what a run leaves"),
+        ("run.toml", "= 3", r"run\.toml: not valid TOML"),
+        ("run.toml", "learner = 3", "not what a run leaves"),
     ],
 )
-def test_damaged_and_foreign_files_are_one_error(tmp_path: Path, file: str, text: str, message: str) -> None:
+def test_damaged_and_foreign_files_are_one_error(tmp_path: Path, file: str, text: str | bytes, message: str) -> None:
     made_run(tmp_path, made_learner("a", evals=EVALS))
-    (tmp_path / file).write_text(text)
+    (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(StoreError, match=message):
         records_of(tmp_path)
+
+
+def test_learners_that_were_copied_into_a_run_are_read_too(tmp_path: Path) -> None:
+    other = made_run(tmp_path / "other", made_learner("early"))
+    run = made_run(tmp_path / "r", made_learner("later"), made_learner("gone"))
+    shutil.copytree(other / "early", run / "early")
+    shutil.rmtree(run / "gone")
+    assert list(records_of(run)) == ["later", "early"]
 
 
 def test_a_torn_last_line_of_metrics_is_left_out(tmp_path: Path) -> None:

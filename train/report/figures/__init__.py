@@ -11,6 +11,7 @@ from pathlib import Path
 
 from common.errors import ConfigError, GranaryError, StoreError, nearest
 from common.files import write_file
+from train.folders import ODD
 from train.report.figures.analysis import training_analysis
 from train.report.figures.ends import final_loss_comparison, run_comparison, training_steps_comparison
 from train.report.figures.fronts import l0_fronts, temporal_consistency
@@ -19,7 +20,6 @@ from train.report.figures.metrics import final_metrics, model_preservation, reco
 from train.report.figures.sheet import Sheet
 from train.report.figures.study import Study, make_study
 from train.report.figures.training import training_curves, training_metrics
-from train.report.points import ODD
 from train.report.runs import read_records
 
 FIGURES: dict[str, Callable[[Study], Sheet]] = {
