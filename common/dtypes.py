@@ -15,8 +15,9 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
+    "int8": np.dtype(np.int8),  # with the scales of common/quantise.py
 }
-TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+TORCH = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32, "int8": torch.int8}
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:

@@ -21,6 +21,10 @@ def norms_array(hook: str) -> str:
     return f"norms/{hook}"
 
 
+def token_scales_array(hook: str) -> str:
+    return f"token_scales/{hook}"
+
+
 def partial_array(hook: str) -> str:
     return f"moments/{hook}/partial"
 
@@ -29,11 +33,17 @@ def summary_array(hook: str, name: str) -> str:
     return f"moments/{hook}/{name}"
 
 
+def chunk_arrays(header: dict[str, Any], hook: str) -> list[str]:
+    """The arrays that every chunk has at a hook; committed together."""
+    scales = [token_scales_array(hook)] if header["hooks"][hook]["dtype"] == "int8" else []
+    return [acts_array(hook), norms_array(hook), *scales, partial_array(hook)]
+
+
 def array_names(header: dict[str, Any]) -> list[str]:
     """Paths of all arrays, the summaries only where they exist."""
     names = [TOKENS, DOCUMENTS]
     for hook, info in header["hooks"].items():
-        names += [acts_array(hook), norms_array(hook), partial_array(hook)]
+        names += chunk_arrays(header, hook)
         if info["summarised"]:
             names += [summary_array(hook, name) for name in SUMMARY]
     return names
@@ -47,7 +57,7 @@ def array_spec(header: dict[str, Any], array: str) -> ArraySpec:
     if array in (TOKENS, DOCUMENTS):
         return ArraySpec(rows, chunk, "int32", dimensions=axes)
     kind, _, rest = array.partition("/")
-    if kind == "norms":
+    if kind in ("norms", "token_scales"):
         return ArraySpec(rows, chunk, "float32", dimensions=axes)
     if kind == "acts":
         info = header["hooks"][rest]
@@ -67,6 +77,7 @@ def nodes(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
     found = {name: array_spec(header, name).metadata() for name in array_names(header)}
     hooks = header["hooks"]
     groups = ["acts", "norms", "moments", *(f"moments/{hook}" for hook in hooks)] if hooks else []
+    groups += ["token_scales"] if any(info["dtype"] == "int8" for info in hooks.values()) else []
     return found | {group: group_metadata({}) for group in groups}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from common.arrays import ArraySpec, decode_chunk, encode_chunk
 from common.errors import ConfigError, DataError, StoreError, nearest
@@ -37,13 +38,15 @@ from common.layout import (
     acts_array,
     array_names,
     array_spec,
+    chunk_arrays,
     nodes,
-    norms_array,
     partial_array,
     root,
     summary_array,
+    token_scales_array,
 )
 from common.moments import Moments
+from common.quantise import dequantise
 
 ChunkData = tuple[str, int, np.ndarray, dict[str, Any]]  # array, chunk, rows ≤ chunk_rows of it, facts for the journal
 
@@ -204,7 +207,7 @@ class Store:
 
     def usable_chunks(self, hook: str) -> list[int]:
         """Chunks whose tokens and activations at `hook` are all committed."""
-        wanted = (TOKENS, DOCUMENTS, acts_array(hook), norms_array(hook), partial_array(hook))
+        wanted = (TOKENS, DOCUMENTS, *chunk_arrays(self.header, hook))
         sets = [set(self.committed(array)) for array in wanted]
         return sorted(set.intersection(*sets))
 
@@ -321,6 +324,23 @@ class Store:
             pieces.append(self.map_chunk(array, chunk)[max(start - first, 0) : stop - first])
         return np.concatenate(pieces)
 
+    def dimension_scales(self, hook: str) -> np.ndarray | None:
+        """Scale of each dimension of an int8 hook, float32 [d_model]; None for other types, which need none."""
+        scales = self.hooks[hook].get("scales")
+        return None if scales is None else np.asarray(scales, np.float32)
+
+    def activations(self, hook: str, start: int, stop: int) -> np.ndarray:
+        """Activations of sequences `start` to `stop`, in the storage type; float32 where that is int8.
+
+        Raises:
+            DataError, StoreError: as `rows`.
+        """
+        stored, scales = self.rows(acts_array(hook), start, stop), self.dimension_scales(hook)
+        if scales is None:
+            return stored
+        token = self.rows(token_scales_array(hook), start, stop)
+        return dequantise(torch.from_numpy(stored), torch.from_numpy(token), torch.from_numpy(scales)).numpy()
+
     def moments(self, hook: str, chunks: Sequence[int] | None = None) -> Moments:
         """Moments at `hook` over all usable chunks or the ones named, merged in chunk order from partial sums."""
         array = partial_array(hook)
@@ -354,13 +374,13 @@ class Store:
 
         Returns:
             tokens, documents int32 [n, context]; activations [n, context, d_model] in the storage type
-            (`ml_dtypes.bfloat16` by default; `.astype("float32")` for arithmetic).
+            (`ml_dtypes.bfloat16` by default; `.astype("float32")` for arithmetic; float32 already where that is int8).
         """
         name = self.hook(hook)
         return {
             "tokens": self.rows(TOKENS, start, stop),
             "documents": self.rows(DOCUMENTS, start, stop),
-            "activations": self.rows(acts_array(name), start, stop),
+            "activations": self.activations(name, start, stop),
         }
 
     def zarr(self) -> Any:

@@ -14,23 +14,52 @@ import torch
 
 from common.dtypes import TORCH, to_numpy
 from common.errors import ConfigError
-from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, partial_array
+from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, partial_array, token_scales_array
 from common.models import LanguageModel
+from common.quantise import dequantise, quantise
 from common.store import ChunkData, Store
 from harvest.moments import PartialSums
 
 
 @dataclass
 class HookBuffer:
-    """Host memory for one chunk at one hook, pinned when the model is on a GPU, and what was summed over it."""
+    """Host memory for one chunk at one hook, pinned when the model is on a GPU, and what was summed over it.
+
+    Attributes:
+        dimension: on the model's device, the scales of an int8 hook's dimensions; None for other types.
+        token: host memory for the scales of its tokens.
+        squared_error: Σ ‖x − x̂‖² over trainable positions that rounding to int8 made.
+    """
 
     acts: torch.Tensor
     norms: torch.Tensor
     partial: PartialSums
+    dimension: torch.Tensor | None = None
+    token: torch.Tensor | None = None
+    squared_error: torch.Tensor | None = None
 
-    def arrays(self, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Activations [rows, context, d_model] and norms [rows, context] as numpy, no copy."""
-        return to_numpy(self.acts)[:rows], self.norms.numpy()[:rows]
+    def reset(self) -> None:
+        """Before a new chunk: nothing is summed."""
+        d_model, device = self.partial.sums.shape[1], self.partial.sums.device
+        self.partial = PartialSums(d_model, device)
+        self.squared_error = torch.zeros((), dtype=torch.float64, device=device)
+
+    def encode(self, x: torch.Tensor, trainable: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Sum over a batch; what is to be copied, as pairs of host memory [sequences, …] and values [batch, …].
+
+        Args:
+            x: [batch, context, d_model], as the model gave it.
+            trainable: bool [batch, context].
+        """
+        if self.dimension is None or self.token is None or self.squared_error is None:
+            values, norms = self.partial.add(x.to(self.acts.dtype), trainable)
+            return [(self.acts, values), (self.norms, norms)]
+        q, token = quantise(x, self.dimension)
+        finite = torch.isfinite(x).all(-1)
+        back = torch.where(finite[..., None], dequantise(q, token, self.dimension), x.float())
+        _, norms = self.partial.add(back, trainable)  # moments and norms are those of what readers get
+        self.squared_error += ((x.float() - back).square().sum(-1, dtype=torch.float64) * (trainable & finite)).nansum()
+        return [(self.acts, q), (self.norms, norms), (self.token, token)]
 
 
 @dataclass
@@ -64,13 +93,14 @@ def chunk_tokens(store: Store, chunk: int) -> tuple[np.ndarray, np.ndarray]:
 
 def files_of(hook: str, chunk: int, rows: int, filled: HookBuffer) -> tuple[list[ChunkData], dict[str, Any]]:
     """What one chunk puts on disk at one hook, and what its moments say of it: count, max_abs, nonfinite, where."""
-    acts, norms = filled.arrays(rows)
     sums, facts = filled.partial.result()
-    return [
-        (acts_array(hook), chunk, acts, {"nonfinite": facts["nonfinite"], "max_abs": facts["max_abs"]}),
-        (norms_array(hook), chunk, norms, {}),
-        (partial_array(hook), chunk, sums, {"count": facts["count"], "max_abs": facts["max_abs"]}),
-    ], facts
+    of_acts = {"nonfinite": facts["nonfinite"], "max_abs": facts["max_abs"]}
+    files: list[ChunkData] = [(norms_array(hook), chunk, filled.norms.numpy()[:rows], {})]
+    if filled.token is not None and filled.squared_error is not None:
+        of_acts["squared_error"] = float(filled.squared_error)
+        files.append((token_scales_array(hook), chunk, filled.token.numpy()[:rows], {}))
+    files.append((partial_array(hook), chunk, sums, {"count": facts["count"], "max_abs": facts["max_abs"]}))
+    return [(acts_array(hook), chunk, to_numpy(filled.acts)[:rows], of_acts), *files], facts
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
@@ -80,6 +110,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 class Forward:
     """Runs chunks; halves its batch when memory runs out.
+
+    Args:
+        scales: of the dimensions of each hook, when they are stored as int8.
 
     Attributes:
         batch_size: sequences per forward pass now.
@@ -93,7 +126,9 @@ class Forward:
         chunk_sequences: int,
         context: int,
         batch_size: int,
+        scales: dict[str, list[float]] | None = None,
     ) -> None:
+        self.scales = {hook: torch.tensor(values, device=model.device) for hook, values in (scales or {}).items()}
         self.model, self.widths, self.dtype = model, widths, TORCH[dtype]
         self.chunk_sequences, self.context = chunk_sequences, context
         self.batch_size = min(batch_size, chunk_sequences)
@@ -103,12 +138,18 @@ class Forward:
     def new_buffer(self) -> ChunkBuffer:
         """Memory for one chunk at all hooks."""
         shape = (self.chunk_sequences, self.context)
+
+        def memory(dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.empty(shape, dtype=dtype, pin_memory=self.cuda)
+
         return ChunkBuffer(
             {
                 hook: HookBuffer(
-                    torch.empty(*shape, width, dtype=self.dtype, pin_memory=self.cuda),
-                    torch.empty(shape, dtype=torch.float32, pin_memory=self.cuda),
-                    PartialSums(width, self.model.device),
+                    acts=memory(self.dtype, *shape, width),
+                    norms=memory(torch.float32, *shape),
+                    partial=PartialSums(width, self.model.device),
+                    dimension=self.scales.get(hook),
+                    token=memory(torch.float32, *shape) if hook in self.scales else None,
                 )
                 for hook, width in self.widths.items()
             }
@@ -138,8 +179,8 @@ class Forward:
 
     def _run(self, tokens: np.ndarray, trainable: np.ndarray, buffer: ChunkBuffer) -> None:
         rows = len(tokens)
-        for hook, width in self.widths.items():
-            buffer.hooks[hook].partial = PartialSums(width, self.model.device)
+        for hook in buffer.hooks.values():
+            hook.reset()
         for start in range(0, rows, self.batch_size):
             size = min(self.batch_size, self.chunk_sequences - start)
             batch = torch.zeros(size, self.context, dtype=torch.int64)
@@ -157,18 +198,15 @@ class Forward:
         keep = keep.to(device, non_blocking=True)
 
         def see(hook: str, activations: torch.Tensor) -> None:
-            target = buffer.hooks[hook]
-            stored = activations.detach().flatten(2)[:real].to(self.dtype)
-            values, norms = target.partial.add(stored, keep[:real])
+            pairs = buffer.hooks[hook].encode(activations.detach().flatten(2)[:real], keep[:real])
             if self.copies is None:
-                target.acts[start : start + real] = values
-                target.norms[start : start + real] = norms
+                for memory, values in pairs:
+                    memory[start : start + real] = values
                 return
             self.copies.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(self.copies):
-                target.acts[start : start + real].copy_(values, non_blocking=True)
-                target.norms[start : start + real].copy_(norms, non_blocking=True)
-                values.record_stream(self.copies)
-                norms.record_stream(self.copies)
+                for memory, values in pairs:
+                    memory[start : start + real].copy_(values, non_blocking=True)
+                    values.record_stream(self.copies)
 
         self.model.run_hooks(batch.to(device, non_blocking=True), list(self.widths), see)

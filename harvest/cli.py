@@ -81,21 +81,40 @@ def report(outcome: Any, as_json: bool) -> None:
 @cli.command()
 @click.argument("path", type=click.Path(path_type=Path))
 @click.option("--texts", default=2, show_default=True, help="Sequences to decode, if the tokenizer is at hand.")
+@click.option("--check", is_flag=True, help="Compute moments and norms again from the data; exit 3 if they differ.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of tables.")
-def info(path: Path, texts: int, as_json: bool) -> None:
+def info(path: Path, texts: int, check: bool, as_json: bool) -> None:
     """Show a store: identity, progress, hooks, moments, first texts."""
+    from harvest.check import recompute
     from harvest.info import describe, first_texts
 
     store = Store.open(path)
     facts = describe(store) | {"first_texts": first_texts(store, texts)}
+    found = list(recompute(store)) if check else []
+    if check:
+        facts["check"] = [dataclasses.asdict(problem) for problem in found]
     if as_json:
         emit_json(facts)
-        return
-    rows = [(key, value) for key, value in facts.items() if key not in ("hooks", "identity", "first_texts")]
+    else:
+        show_store(store, facts)
+    if found:
+        if not as_json:
+            click.echo("\n".join(map(str, found)))
+        raise StoreError(f"{path}: {count(found)}: figures that are not those of the data. Run: harvest verify {path}")
+    if check:
+        say(f"{path}: moments and norms agree with the data")
+
+
+def show_store(store: Store, facts: dict[str, Any]) -> None:
+    """What `harvest info` prints for people."""
+    path = store.path
+    rows = [(key, value) for key, value in facts.items() if key not in ("hooks", "identity", "first_texts", "check")]
     table(str(path), ("", ""), rows)
     table("identity", ("", ""), list(facts["identity"].items()))
-    keys = ("hook", "d_model", "chunks", "mean_squared_norm", "variance_share", "max_abs")
-    columns = ("hook", "d_model", "chunks", "mean ‖x‖²", "variance share", "max |x|")
+    keys = ["hook", "d_model", "chunks", "mean_squared_norm", "variance_share", "max_abs"]
+    columns = ["hook", "d_model", "chunks", "mean ‖x‖²", "variance share", "max |x|"]
+    if store.identity["dtype"] == "int8":
+        keys, columns = [*keys, "storage_error"], [*columns, "storage error"]
     table("hooks", columns, [[hook[key] for key in keys] for hook in facts["hooks"]])
     for number, text in enumerate(facts["first_texts"]):
         click.echo(f"sequence {number}: {text!r}")

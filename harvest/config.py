@@ -41,7 +41,9 @@ class HarvestConfig(Settings):
         "packed", description="packed: documents end to end, BOS between; document: one per sequence, cut and padded."
     )
     bos: bool = Field(True, description="BOS first in every sequence and between documents, if the model has one.")
-    dtype: Literal["bfloat16", "float16", "float32"] = Field("bfloat16", description="Storage type of activations.")
+    dtype: Literal["bfloat16", "float16", "float32", "int8"] = Field(
+        "bfloat16", description="Storage type of activations; int8 has a scale per dimension and one per token."
+    )
     model_dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Type the model computes in; auto: float32 on a CPU, bfloat16 on a GPU."
     )

@@ -5,21 +5,22 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from common.console import Progress, say
 from common.errors import Interrupted, StoreError
 from common.files import canonical_json
-from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, partial_array
+from common.layout import DOCUMENTS, TOKENS, chunk_arrays
 from common.stopping import Stop
 from common.store import Store
 from harvest.chunks import Forward, chunk_tokens
 from harvest.cluster import Cluster
 from harvest.plan import Plan
 from harvest.prepare import from_anywhere
+from harvest.scales import keep_scales, sample_scales, sample_sequences, unscaled_hooks
 from harvest.tally import Tally
-from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk
+from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk, measure_scales
 from harvest.writer import Job, Writers
 
 
@@ -47,8 +48,7 @@ def missing_chunks(store: Store) -> dict[int, list[str]]:
     for hook in store.hooks:
         usable = set(store.usable_chunks(hook))
         for chunk in range(store.n_chunks):
-            arrays = (acts_array(hook), norms_array(hook), partial_array(hook))
-            if chunk not in usable or any(store.check_size(array, chunk) for array in arrays):
+            if chunk not in usable or any(store.check_size(array, chunk) for array in chunk_arrays(store.header, hook)):
                 todo.setdefault(chunk, []).append(hook)
     return dict(sorted(todo.items()))
 
@@ -63,6 +63,8 @@ def forward(
         StoreError: the disk is full, or non-finite activations under --on-nonfinite error.
     """
     total = sum(store.sequences_in(chunk) for chunk in todo) * store.context
+    if todo:
+        settle_scales(plan, store, stop, cluster)
     tally = Tally(Progress("harvest", total))
     for hooks, chunks in group_by_hooks(todo):
         if cluster is None:
@@ -81,14 +83,7 @@ def forward(
 
 def forward_here(plan: Plan, store: Store, stop: Stop, hooks: list[str], chunks: list[int], tally: Tally) -> None:
     """In this process: the model in this thread, writing in others."""
-    runner = Forward(
-        plan.model,
-        {hook: store.d_model(hook) for hook in hooks},
-        store.identity["dtype"],
-        store.chunk_sequences,
-        store.context,
-        store.header["settings"]["batch_size"],
-    )
+    runner = runner_of(plan, store, hooks)
     writers = Writers(store, finite_check(plan, store, tally), runner.new_buffer, plan.config.writers)
     waited, written = tally.waited_s - tally.read_s, tally.written_bytes
     with closing_quietly(writers):
@@ -112,21 +107,9 @@ def forward_on(
     cluster: Cluster, plan: Plan, store: Store, stop: Stop, hooks: list[str], chunks: list[int], tally: Tally
 ) -> None:
     """On a cluster: workers run chunks and write them aside, this process publishes them and keeps the journal."""
-    check, batch_size = finite_check(plan, store, tally), store.header["settings"]["batch_size"]
-    shared = Pass(
-        model=recipe_of(plan, cluster.device),
-        widths=tuple((hook, store.d_model(hook)) for hook in hooks),
-        dtype=store.identity["dtype"],
-        chunk_sequences=store.chunk_sequences,
-        context=store.context,
-        batch_size=batch_size,
-        threads=cluster.threads,
-    )
-    path, entries = store.path.absolute(), store.journal.entries
-    tasks = (
-        ChunkTask(shared, path, store.header, chunk, (entries[TOKENS, chunk], entries[DOCUMENTS, chunk]))
-        for chunk in chunks
-    )
+    check = finite_check(plan, store, tally)
+    shared = pass_of(cluster, plan, store, hooks)
+    tasks = (task_of(shared, store, chunk) for chunk in chunks)
     for done in cluster.each(harvest_chunk, tasks, stop):
         for staged in done.hooks:
             check(staged.hook, done.chunk, staged.facts)
@@ -138,16 +121,61 @@ def forward_on(
         leftover.unlink(missing_ok=True)
 
 
-def recipe_of(plan: Plan, device: str) -> ModelRecipe:
-    source = plan.model.source
-    return ModelRecipe(
-        name=str(from_anywhere(plan.config.model)),
-        revision=source.revision or plan.config.revision,
-        tokenizer=from_anywhere(plan.config.tokenizer),
-        device=device,
-        dtype=plan.identity["model_dtype"],
-        identity=canonical_json(source.identity()),
+def settle_scales(plan: Plan, store: Store, stop: Stop, cluster: Cluster | None) -> None:
+    """Measure the scales of int8 hooks that have none yet, where the chunks will be computed."""
+    hooks = unscaled_hooks(store)
+    if not hooks:
+        return
+    rows = sample_sequences(store)
+    if cluster is None:
+        keep_scales(store, sample_scales(runner_of(plan, store, hooks, "float32", rows), store))
+        return
+    shared = replace(pass_of(cluster, plan, store, hooks), dtype="float32", chunk_sequences=rows, scales=())
+    for measured in cluster.each(measure_scales, [task_of(shared, store, 0)], stop):
+        keep_scales(store, measured)
+
+
+def runner_of(
+    plan: Plan, store: Store, hooks: list[str], dtype: str | None = None, chunk_sequences: int | None = None
+) -> Forward:
+    """The model of this process over chunks at these hooks, stored as the store says unless told."""
+    scales = {hook: store.hooks[hook].get("scales") for hook in hooks}
+    return Forward(
+        plan.model,
+        {hook: store.d_model(hook) for hook in hooks},
+        dtype or store.identity["dtype"],
+        chunk_sequences or store.chunk_sequences,
+        store.context,
+        store.header["settings"]["batch_size"],
+        {hook: values for hook, values in scales.items() if values},
     )
+
+
+def pass_of(cluster: Cluster, plan: Plan, store: Store, hooks: list[str]) -> Pass:
+    """The same, for the processes of a cluster."""
+    source = plan.model.source
+    return Pass(
+        model=ModelRecipe(
+            name=str(from_anywhere(plan.config.model)),
+            revision=source.revision or plan.config.revision,
+            tokenizer=from_anywhere(plan.config.tokenizer),
+            device=cluster.device,
+            dtype=plan.identity["model_dtype"],
+            identity=canonical_json(source.identity()),
+        ),
+        widths=tuple((hook, store.d_model(hook)) for hook in hooks),
+        dtype=store.identity["dtype"],
+        chunk_sequences=store.chunk_sequences,
+        context=store.context,
+        batch_size=store.header["settings"]["batch_size"],
+        threads=cluster.threads,
+        scales=tuple((hook, tuple(store.hooks[hook]["scales"])) for hook in hooks if store.hooks[hook].get("scales")),
+    )
+
+
+def task_of(shared: Pass, store: Store, chunk: int) -> ChunkTask:
+    entries = tuple(store.journal.entries[array, chunk] for array in (TOKENS, DOCUMENTS))
+    return ChunkTask(shared, store.path.absolute(), store.header, chunk, entries)
 
 
 def group_by_hooks(todo: dict[int, list[str]]) -> list[tuple[list[str], list[int]]]:

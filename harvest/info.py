@@ -6,9 +6,12 @@ from typing import Any
 
 from common.console import format_bytes
 from common.errors import GranaryError
-from common.layout import TOKENS
+from common.layout import TOKENS, acts_array
 from common.models import find_model, load_tokenizer
+from common.moments import Moments
 from common.store import Store
+
+MEASURED = ("mean_squared_norm", "variance_share", "max_abs", "storage_error")
 
 
 def describe(store: Store) -> dict[str, Any]:
@@ -38,14 +41,24 @@ def describe_hook(store: Store, hook: str) -> dict[str, Any]:
     chunks = store.usable_chunks(hook)
     facts: dict[str, Any] = {"hook": hook, "d_model": store.d_model(hook), "chunks": len(chunks)}
     if not chunks:
-        return facts | {"trainable_tokens": 0, "mean_squared_norm": None, "variance_share": None, "max_abs": None}
+        return facts | {"trainable_tokens": 0} | dict.fromkeys(MEASURED)
     moments = store.moments(hook)
     return facts | {
         "trainable_tokens": moments.count,
         "mean_squared_norm": moments.mean_squared_norm,
         "variance_share": moments.variance / max(moments.mean_squared_norm, 1e-300),
         "max_abs": moments.max_abs,
+        "storage_error": storage_error(store, hook, moments),
     }
+
+
+def storage_error(store: Store, hook: str, moments: Moments) -> float | None:
+    """Σ ‖x − x̂‖² / Σ ‖x̂‖² that storing as int8 made, over trainable tokens; None for types that only round."""
+    if store.hooks[hook]["dtype"] != "int8":
+        return None
+    entries = [store.journal.entries[acts_array(hook), chunk] for chunk in store.usable_chunks(hook)]
+    total = float(sum(entry.extra["squared_error"] for entry in entries))
+    return total / max(moments.count * moments.mean_squared_norm, 1e-300)
 
 
 def first_texts(store: Store, n: int) -> list[str]:

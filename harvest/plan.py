@@ -65,7 +65,8 @@ def stored_bytes(n_sequences: int, identity: dict[str, Any], widths: Iterable[in
     """Size of a store's chunk files, uncompressed, with hooks of these widths."""
     chunk = int(identity["chunk_sequences"])
     rows = -(-n_sequences // chunk) * chunk
-    per_token = 8 + sum(4 + width * NUMPY[identity["dtype"]].itemsize for width in widths)
+    beside = 8 if identity["dtype"] == "int8" else 4  # norms, and the scales of tokens
+    per_token = 8 + sum(beside + width * NUMPY[identity["dtype"]].itemsize for width in widths)
     return rows * int(identity["context"]) * per_token
 
 

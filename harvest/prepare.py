@@ -138,4 +138,4 @@ def hook_header(store: Store, plan: Plan, hook: str) -> dict[str, Any]:
         "dtype": plan.identity["dtype"],
         "id": fingerprint({"store": store.id, "hook": hook}),
         "summarised": False,
-    }
+    } | ({"scales": None} if plan.identity["dtype"] == "int8" else {})

@@ -7,6 +7,7 @@ two threads writes one chunk while the next is in the model.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import signal
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from common.layout import TOKENS
 from common.models import LanguageModel, find_model, load_model
 from common.store import Staged, Store
 from harvest.chunks import ChunkBuffer, Forward, chunk_tokens, files_of
+from harvest.scales import sample_scales
 
 LOADING = threading.Lock()  # the threads of a process share one model: the second waits for the first to load it
 
@@ -53,6 +56,7 @@ class Pass:
 
     Attributes:
         threads: of PyTorch; None leaves them as they are.
+        scales: of the dimensions of int8 hooks.
     """
 
     model: ModelRecipe
@@ -62,6 +66,7 @@ class Pass:
     context: int
     batch_size: int
     threads: int | None
+    scales: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,7 @@ class Bench:
             shared.chunk_sequences,
             shared.context,
             shared.batch_size,
+            {hook: list(scales) for hook, scales in shared.scales},
         )
         self.threads = shared.threads
         self.turn = threading.Lock()
@@ -149,11 +155,37 @@ def harvest_chunk(task: ChunkTask) -> ChunkDone:
     Raises:
         GranaryError: naming this worker: no model or no store here, out of memory, disk full.
     """
+    with named_errors():
+        return bench_for(task.shared).run(store_of(task), task.chunk)
+
+
+def measure_scales(task: ChunkTask) -> dict[str, list[float]]:
+    """Scales of int8 hooks; the chunk is the first one.
+
+    Raises:
+        GranaryError: as `harvest_chunk`.
+    """
+    with named_errors():
+        return sample_scales(bench_for(task.shared).runner, store_of(task))
+
+
+def store_of(task: ChunkTask) -> Store:
+    """The store of a task, with the lines of its journal that came with it.
+
+    Raises:
+        StoreError: it is not there on this machine.
+    """
+    store = Store(task.path, task.header, Journal(task.path / "journal.jsonl", task.entries))
+    if not (store.path / TOKENS).is_dir():
+        raise StoreError(f"{store.path}: no store here. It must lie where all workers see it under this path.")
+    return store
+
+
+@contextlib.contextmanager
+def named_errors() -> Iterator[None]:
+    """Errors say which worker they come from."""
     try:
-        store = Store(task.path, task.header, Journal(task.path / "journal.jsonl", task.entries))
-        if not (store.path / TOKENS).is_dir():
-            raise StoreError(f"{store.path}: no store here. It must lie where all workers see it under this path.")
-        return bench_for(task.shared).run(store, task.chunk)
+        yield
     except GranaryError as error:
         raise type(error)(f"worker on {socket.gethostname()}, process {os.getpid()}: {error}") from None
 

@@ -11,7 +11,9 @@ from common.dtypes import NUMPY, TORCH, to_numpy, to_torch
 
 @pytest.mark.parametrize("name", list(TORCH))
 def test_dtypes_go_both_ways_over_the_same_memory(name: str) -> None:
-    tensor = torch.tensor([[1.0, -2.5, 0.0], [3.140625, 65504.0, -0.0]], dtype=TORCH[name])
+    dtype = TORCH[name]
+    values = [[1.0, -2.5, 0.0], [3.140625, 65504.0, -0.0]] if dtype.is_floating_point else [[1, -127, 0], [3, 127, 0]]
+    tensor = torch.tensor(values, dtype=dtype)
     array = to_numpy(tensor)
     assert array.dtype == NUMPY[name]
     assert array.astype(np.float32).tolist() == tensor.float().tolist()

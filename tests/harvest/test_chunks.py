@@ -10,7 +10,7 @@ import torch
 
 from common.errors import ConfigError
 from common.models import LanguageModel, find_model, load_model
-from harvest.chunks import Forward
+from harvest.chunks import ChunkBuffer, Forward, files_of
 from tests.conftest import HOOK
 
 CONTEXT, CHUNK = 12, 10
@@ -32,7 +32,12 @@ def run(model: LanguageModel, rows: int, batch_size: int = 4, dtype: str = "floa
     assert forward.run(tokens(rows), np.ones((rows, CONTEXT), bool), buffer) == 0
     buffer.wait()
     assert buffer.hooks[HOOK].partial.result()[1]["count"] == rows * CONTEXT
-    return buffer.hooks[HOOK].arrays(rows)
+    return acts_and_norms(buffer, rows)
+
+
+def acts_and_norms(buffer: ChunkBuffer, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    (acts, norms, _), _ = files_of(HOOK, 0, rows, buffer.hooks[HOOK])
+    return acts[2], norms[2]
 
 
 def test_forward_equals_the_model_called_directly(model: LanguageModel) -> None:
@@ -50,14 +55,20 @@ def test_forward_of_a_short_chunk_has_the_bits_of_a_full_one(model: LanguageMode
     assert short.tobytes() == full[:rows].tobytes()
 
 
-def test_forward_halves_its_batch_when_memory_runs_out(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+NO_MEMORY = [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=["gpu", "cpu"])
+def test_forward_halves_its_batch_when_memory_runs_out(
+    model: LanguageModel, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     expected, _ = run(model, CHUNK, batch_size=2)
     run_hooks, sizes = model.run_hooks, []
 
     def small_device(batch: torch.Tensor, *rest: object) -> None:
         sizes.append(len(batch))
         if len(batch) > 2:
-            raise torch.OutOfMemoryError("no memory")
+            raise error
         run_hooks(batch, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(model, "run_hooks", small_device)
@@ -66,7 +77,7 @@ def test_forward_halves_its_batch_when_memory_runs_out(model: LanguageModel, mon
     assert forward.run(tokens(CHUNK), np.ones((CHUNK, CONTEXT), bool), buffer) == 2
     assert forward.batch_size == 2
     assert sizes == [8, 4, 2, 2, 2, 2, 2]
-    assert buffer.hooks[HOOK].arrays(CHUNK)[0].tobytes() == expected.tobytes()
+    assert acts_and_norms(buffer, CHUNK)[0].tobytes() == expected.tobytes()
     assert buffer.hooks[HOOK].partial.result()[1]["count"] == CHUNK * CONTEXT  # nothing counted twice
 
 
@@ -77,4 +88,14 @@ def test_forward_gives_up_when_one_sequence_does_not_fit(model: LanguageModel, m
     monkeypatch.setattr(model, "run_hooks", no_memory)
     forward = Forward(model, {HOOK: 16}, "float32", CHUNK, CONTEXT, 8)
     with pytest.raises(ConfigError, match="single sequence"):
+        forward.run(tokens(CHUNK), np.ones((CHUNK, CONTEXT), bool), forward.new_buffer())
+
+
+def test_forward_lets_other_errors_through(model: LanguageModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: object) -> None:
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(model, "run_hooks", wrong)
+    forward = Forward(model, {HOOK: 16}, "float32", CHUNK, CONTEXT, 8)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         forward.run(tokens(CHUNK), np.ones((CHUNK, CONTEXT), bool), forward.new_buffer())

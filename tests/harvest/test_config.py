@@ -45,7 +45,7 @@ def test_corpus_options_keep_a_separator_that_is_not_ascii() -> None:
     [
         ({"tokens": "0"}, "tokens = 0: Input should be greater than 0"),
         ({"context": 1}, "context = 1: Input should be greater than 1"),
-        ({"dtype": "int4"}, "dtype = 'int4': Input should be 'bfloat16', 'float16' or 'float32'"),
+        ({"dtype": "int4"}, "dtype = 'int4': Input should be 'bfloat16', 'float16', 'float32' or 'int8'"),
         ({"layer": (), "hook": ()}, "name at least one --layer or --hook"),
         ({"layers": (1,)}, r"unknown setting 'layers'\. Did you mean 'layer'\?"),
     ],

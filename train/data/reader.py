@@ -18,7 +18,8 @@ from common.config import build
 from common.dtypes import TORCH, to_torch
 from common.errors import ConfigError, DataError, StoreError
 from common.files import crc32c, fingerprint
-from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array
+from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array, token_scales_array
+from common.quantise import dequantise
 from common.store import Store
 from train.config import DataConfig
 from train.data.batch import Batch
@@ -81,8 +82,12 @@ def digest_of(store: Store, hook: str, chunks: tuple[int, ...]) -> str:
             return store.journal.entries[array, chunk].crc32c
         return crc32c(np.ascontiguousarray(store.map_chunk(array, chunk, verify=True)[:rows]))
 
-    arrays = (TOKENS, DOCUMENTS, acts_array(hook), norms_array(hook))
-    return fingerprint([[checksum(array, chunk) for array in arrays] for chunk in chunks])
+    arrays = [TOKENS, DOCUMENTS, acts_array(hook), norms_array(hook)]
+    scales = store.dimension_scales(hook)
+    if scales is not None:
+        arrays.append(token_scales_array(hook))
+    found = [[checksum(array, chunk) for array in arrays] for chunk in chunks]
+    return fingerprint(found if scales is None else [found, scales.tolist()])
 
 
 def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) -> DataPlan:
@@ -153,6 +158,7 @@ class Pool:
 
     Attributes:
         acts: [positions, d_model], mapped or in memory, in the storage type.
+        scales: of int8 activations: of each position [positions] and of each dimension [d_model], float32.
         wanted: bool [positions], the positions that count.
         windows: window length to starts, permuted: entry i is the i-th window of the pool's order.
         counts: window length to wanted positions of each window in that order, on the host.
@@ -164,6 +170,7 @@ class Pool:
     windows: dict[int, torch.Tensor]
     counts: dict[int, np.ndarray]
     read_context: Callable[[], torch.Tensor]
+    scales: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @functools.cached_property
     def context(self) -> torch.Tensor:
@@ -174,8 +181,11 @@ class Pool:
         starts = self.windows[window][start:stop]
         device, shape = self.acts.device, (len(starts), window)
         rows = starts if window == 1 else (starts[:, None] + torch.arange(window, device=device)).view(-1)
+        x = torch.index_select(self.acts, 0, rows, out=out)
+        if self.scales is not None:
+            x = dequantise(x, self.scales[0][rows], self.scales[1])
         return Batch(
-            x=torch.index_select(self.acts, 0, rows, out=out).view(*shape, -1),
+            x=x.view(*shape, -1),
             valid=torch.ones(shape, dtype=torch.bool, device=device) if window == 1 else self.wanted[rows].view(shape),
             n_valid=len(starts) if window == 1 else int(self.counts[window][start:stop].sum()),
             read_context=lambda: torch.index_select(self.context, 0, rows).view(*shape, 3),
@@ -321,7 +331,16 @@ class Batches:
             windows={window: torch.from_numpy(starts).to(device) for window, starts in windows.items()},
             counts={window: before[s + window] - before[s] for window, s in windows.items() if window > 1},
             read_context=read_context,
+            scales=self._scales(members, device),
         )
+
+    def _scales(self, members: list[int], device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        dimension = self.store.dimension_scales(self.plan.hook)
+        if dimension is None:
+            return None
+        array = token_scales_array(self.plan.hook)
+        token = np.concatenate([self.store.map_chunk(array, chunk, verify=True).reshape(-1) for chunk in members])
+        return torch.from_numpy(token).to(device), torch.from_numpy(dimension).to(device)
 
     def _acts(self, members: list[int], bring: bool) -> torch.Tensor:
         """The chunks' activations as one tensor, mapped where they can be; `bring` reads all of a mapping at once."""
