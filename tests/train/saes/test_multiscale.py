@@ -297,7 +297,8 @@ def test_folding_keeps_codes_and_reconstruction(sparsity: str, convolution: str)
 
 
 def learner_of(sae: SAE) -> Learner:
-    return Learner(LearnerConfig(name="x", variant=sae.variant, lr=1e-2), sae, 30, torch.device("cpu"), torch.float32)
+    config = LearnerConfig(name="x", variant=sae.variant, lr=1e-2)
+    return Learner(config, sae, 30, torch.device("cpu"), torch.float32, "plain")  # sums in one order
 
 
 def test_with_everything_off_it_trains_as_flat_batchtopk() -> None:

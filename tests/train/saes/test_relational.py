@@ -260,7 +260,7 @@ def test_inference_uses_the_span_trained_last(tmp_path: Any) -> None:
 
 def learner_of(sae: SAE, n_steps: int) -> Learner:
     config = LearnerConfig(name="x", variant=sae.variant, lr=1e-2)
-    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32)
+    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32, "plain")  # sums in one order
 
 
 def test_plain_is_batchtopk() -> None:

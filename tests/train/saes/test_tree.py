@@ -20,9 +20,8 @@ from train.schedule import Clock
 
 
 def learner(sae: SAE, n_steps: int) -> Learner:
-    return Learner(
-        LearnerConfig(name="x", variant=sae.variant, lr=3e-3), sae, n_steps, torch.device("cpu"), torch.float32
-    )
+    config = LearnerConfig(name="x", variant=sae.variant, lr=3e-3)
+    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32, "plain")  # sums in one order
 
 
 @pytest.mark.parametrize(("shape", "d_sae"), [("halves", 3), ("fanout", 20)])
