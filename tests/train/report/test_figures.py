@@ -340,10 +340,10 @@ def test_a_loss_that_blew_up_does_not_hide_the_others(tmp_path: Path) -> None:
 
 def test_what_is_next_to_nothing_does_not_stretch_an_axis(tmp_path: Path) -> None:
     names = {"identity": 1e-16, "topk": 0.25, "tree": 1.0}
-    found = sheets_of(made_run(tmp_path, *(made_learner(name, name, loss=loss) for name, loss in names.items())))
-    bars = found["final_loss_comparison"].figure.axes[0]
+    run = made_run(tmp_path, *(made_learner(name, name, loss=loss) for name, loss in names.items()))
+    bars = sheet_of("final_loss_comparison", run).figure.axes[0]
     assert (bars.get_xscale(), bars.get_xlim()[0]) == ("linear", 0)
-    loss = found["training_curves"].figure.axes[0]
+    loss = sheet_of("training_curves", run).figure.axes[0]
     assert loss.get_yscale() == "log"
     assert loss.get_ylim()[0] > 0.1
     assert "cut off" in loss.get_ylabel()
