@@ -46,7 +46,7 @@ def batch_of(n: int = 8, seed: int = 0) -> Batch:
 
 def learner_of(sae: SAE, n_steps: int, lr: float = 3e-3) -> Learner:
     config = LearnerConfig(name="x", variant=sae.variant, lr=lr)
-    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32)
+    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32, "plain")  # sums in one order
 
 
 def test_drawn_places_are_valid_and_used_evenly() -> None:
