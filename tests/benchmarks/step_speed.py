@@ -1,6 +1,6 @@
 """A TopK training step with its data against a bare loop on one resident batch.
 
-The plain step has the loop's arithmetic, so it shows what everything around it costs; the sparse one shows what is saved.
+The plain step has the loop's arithmetic and shows what everything around it costs; the sparse one shows what is saved.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from train.saes import kept
-from train.saes.kept import Places
+from train.saes import places
+from train.saes.kept import Kept
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 if DEVICE == "cpu":
@@ -76,14 +76,14 @@ def test_kept_codes_go_through_the_kernels(monkeypatch: pytest.MonkeyPatch) -> N
     values, dense, back = random(len(column)), random(40, 6, seed=3), random(9, 6, seed=4)
     found = []
     for module in (None, kernels):
-        monkeypatch.setattr(kept, "kernels_for", lambda tensor, module=module: module)
-        codes = kept.Kept(values.clone().requires_grad_(), Places(first, column, 40), (1, 9, 40))
+        monkeypatch.setattr(places, "kernels_for", lambda tensor, module=module: module)
+        codes = Kept(values.clone().requires_grad_(), places.Places(first, column, 40), (1, 9, 40))
         weight = dense.clone().requires_grad_()
         product = codes.times(weight)
         product.backward(back[None])
         assert codes.values.grad is not None
         assert weight.grad is not None
-        chosen = kept.keep_top_k(random(4, 50), 5).column.view(4, 5).sort(-1).values
+        chosen = places.keep_top_k(random(4, 50), 5).column.view(4, 5).sort(-1).values
         found.append((product.detach(), codes.values.grad, weight.grad, chosen))
     for stock, own in zip(*found, strict=True):
         assert torch.allclose(own.float(), stock.float(), atol=1e-4)

@@ -12,14 +12,22 @@ import functools
 from abc import abstractmethod
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.kept import Choice, Codes, Kept, encode_kept, keep_batch_top_k
-from train.saes.parts import aux_k_loss, aux_k_of_dead, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.kept import Codes, Kept, encode_kept
+from train.saes.parts import (
+    aux_k_loss,
+    count_silence_,
+    masked,
+    pre_activations,
+    reconstruction_loss,
+    share_of_spread,
+)
+from train.saes.places import Choice, keep_batch_top_k
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
 
@@ -55,30 +63,31 @@ class LinearSAE(SAE):
         return reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid), reconstruction, {}
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        silent = self.dead(clock)
-        extra = {"dead": silent.float().mean()}
+        dead = self.dead(clock)
         latents: Codes
         if self.sparse:
-            dead = silent.nonzero().squeeze(-1)
-            latents, u = self._keep_sparse(batch, dead, clock)
+            latents, of_dead = self._keep_sparse(batch, dead, clock)
         else:
             u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
             latents = self.keep(u, batch.n_valid, clock)
         loss, reconstruction, told = self.rebuild(latents, batch)
         residual = batch.x - reconstruction
-        if self.sparse:
-            aux = aux_k_of_dead(residual, u, self.W_dec, dead, batch.valid)
+        if not self.sparse:
+            aux = aux_k_loss(residual, u, dead, self.W_dec, batch.valid)
+        elif of_dead is not None:
+            aux = dead.any() * share_of_spread(residual, of_dead.times(self.W_dec), batch.valid)
         else:
-            aux = aux_k_loss(residual, u, silent, self.W_dec, batch.valid)
+            aux = residual.new_zeros(())
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
-        return Output(parts, latents, reconstruction, extra | told | self.logged())
+        return Output(parts, latents, reconstruction, {"dead": dead.float().mean()} | told | self.logged())
 
-    def _keep_sparse(self, batch: Batch, dead: Int[Tensor, " A"], clock: Clock) -> tuple[Kept, Float[Tensor, "B T A"]]:
-        """The kept codes, and u of the dead latents."""
+    def _keep_sparse(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Kept, Kept | None]:
+        """The kept codes, and those that AuxK takes of the dead latents if there may be any."""
         valid = None if batch.n_valid == batch.valid.numel() else batch.valid
+        some = dead if dead.is_cuda or bool(dead.any()) else None  # on a GPU the question would wait for the device
         choice = self.choice(batch.n_valid, clock)
-        latents, of_dead = encode_kept(batch.x, self.W_enc, self.b_enc, self.b_dec, valid, choice, dead)
+        latents, of_dead = encode_kept(batch.x, self.W_enc, self.b_enc, self.b_dec, valid, choice, some)
         self.note(latents.values.detach(), clock)
         return latents, of_dead
 

@@ -96,29 +96,18 @@ def aux_k_loss(
     ê from the top min(D/2, #dead) dead pre-activations; ⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, and 0 when no latent is dead.
     """
     if u.device.type == "cpu":  # on a GPU the list of the dead would wait for the device: there all are looked at
-        places = dead.nonzero().squeeze(-1)
-        return aux_k_of_dead(residual, u.index_select(-1, places), W_dec, places, valid)
+        some = dead.nonzero().squeeze(-1)
+        if not len(some):
+            return residual.new_zeros(())
+        kept = top_k(u.index_select(-1, some), min(residual.shape[-1] // 2, len(some)))
+        return share_of_spread(residual, (kept @ W_dec.index_select(0, some)).float(), valid)
     k = min(residual.shape[-1] // 2, u.shape[-1])
     values, indices = torch.topk(torch.where(dead, u, -torch.inf), k, dim=-1, sorted=False)
     kept = torch.zeros_like(u).scatter(-1, indices, torch.where(torch.isfinite(values), values, 0.0))
-    return torch.where(dead.any(), _share_of_spread(residual, (kept @ W_dec).float(), valid), 0.0)
+    return torch.where(dead.any(), share_of_spread(residual, (kept @ W_dec).float(), valid), 0.0)
 
 
-def aux_k_of_dead(
-    residual: Float[Tensor, "B T D"],
-    u: Float[Tensor, "B T A"],
-    W_dec: Float[Tensor, "L D"],
-    dead: Int[Tensor, " A"],
-    valid: Bool[Tensor, "B T"],
-) -> Float[Tensor, ""]:
-    """The same from the pre-activations of the dead latents alone, whose numbers `dead` gives."""
-    if not len(dead):
-        return residual.new_zeros(())
-    kept = top_k(u, min(residual.shape[-1] // 2, len(dead)))
-    return _share_of_spread(residual, (kept @ W_dec.index_select(0, dead)).float(), valid)
-
-
-def _share_of_spread(
+def share_of_spread(
     residual: Float[Tensor, "B T D"], estimate: Float[Tensor, "B T D"], valid: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
     """⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, e without gradient; 0 where e does not vary."""

@@ -20,9 +20,9 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import KeptConfig
-from train.saes.kept import Choice, keep_top_k
 from train.saes.linear import LinearSAE
 from train.saes.parts import annealed_k, top_k
+from train.saes.places import Choice, keep_top_k
 from train.schedule import Clock
 
 

@@ -9,8 +9,9 @@ from torch import Tensor
 from tests.train.saes.test_contract import K, batch_for, learner_of, new_sae, sentences
 from train.data.batch import Batch
 from train.saes import REGISTRY
-from train.saes.kept import Kept, Places, encode_kept, keep_batch_top_k, keep_top_k
-from train.saes.parts import aux_k_loss, aux_k_of_dead, pre_activations
+from train.saes.kept import Kept, encode_kept
+from train.saes.parts import aux_k_loss, pre_activations
+from train.saes.places import Places, keep_top_k
 
 N, D, L = 24, 6, 40
 can_be_sparse = pytest.mark.parametrize("variant", [name for name, cls in REGISTRY.items() if cls.can_be_sparse])
@@ -66,77 +67,51 @@ def test_codes_are_counted_by_latent() -> None:
     assert torch.equal(kept.fired(), (kept.dense() > 0).sum((0, 1)))
 
 
-def test_top_k_keeps_the_largest_of_each_row() -> None:
-    u = random(N, L)
-    places = keep_top_k(u, 5)
-    chosen = torch.zeros(N, L, dtype=torch.bool)
-    chosen[places.row, places.column] = True
-    expected = u >= u.topk(5).values[:, -1:]
-    assert torch.equal(chosen, expected)
-
-
-@pytest.mark.parametrize("n_kept", [1, 37, 300, N * L, 2 * N * L])
-def test_batch_top_k_keeps_the_largest_of_all_in_order(n_kept: int) -> None:
-    u = random(N, L)
-    places = keep_batch_top_k(u, n_kept)
-    n_expected = min(n_kept, int((u > 0).sum()))
-    flat = places.row * L + places.column
-    assert flat.tolist() == sorted(u.flatten().topk(n_expected).indices.tolist())
-
-
-def test_batch_top_k_is_exact_where_the_sample_of_rows_misleads() -> None:
-    u = torch.full((640, 8), 0.1)
-    u[::10] = 5.0  # the rows sampled are nothing like the others
-    u[1] = 9.0
-    places = keep_batch_top_k(u, 2000)
-    values = u[places.row, places.column]
-    assert len(values) == 2000
-    assert int((values == 9).sum()) == 8
-    assert int((values == 5).sum()) == 512
-
-
-def test_batch_top_k_of_nothing_positive_is_empty() -> None:
-    places = keep_batch_top_k(-torch.ones(N, L), 10)
-    assert len(places.column) == 0
-    assert places.first.tolist() == [0] * (N + 1)
-    assert places.times(torch.zeros(0), random(L, D)).abs().sum() == 0
-
-
 def test_encoding_and_its_gradients_are_the_dense_ones() -> None:
     x, W_enc, b_enc, b_dec = random(2, N // 2, D), random(D, L, seed=1), random(L, seed=2) / 3, random(D, seed=3) / 3
     valid = torch.rand(2, N // 2, generator=torch.Generator().manual_seed(5)) < 0.8
-    dead = torch.tensor([2, 11, 30])
-    back, back_dead = random(2, N // 2, L, seed=6), random(2, N // 2, 3, seed=7)
+    dead = torch.zeros(L, dtype=torch.bool)
+    dead[[2, 11, 30, 31, 32]] = True
+    back, back_dead = random(2, N // 2, L, seed=6), random(2, N // 2, L, seed=7)
 
     ours = [value.clone().requires_grad_() for value in (W_enc, b_enc, b_dec)]
     kept, of_dead = encode_kept(x, *ours, valid, lambda u: keep_top_k(u, 8), dead)
-    (kept.values * back.flatten(0, 1)[kept.places.row, kept.places.column]).sum().backward(retain_graph=True)
-    (of_dead * back_dead).sum().backward()
+    assert of_dead is not None
+    ((kept.dense() * back).sum() + (of_dead.dense() * back_dead).sum()).backward()
 
     theirs = [value.clone().requires_grad_() for value in (W_enc, b_enc, b_dec)]
     u = torch.relu(pre_activations(x, *theirs)) * valid[..., None]
     codes = torch.zeros_like(u).scatter(-1, u.topk(8).indices, u.topk(8).values)
-    ((codes * back).sum() + (u[..., dead] * back_dead).sum()).backward()
+    among = torch.where(dead, u, -torch.inf).topk(D // 2)
+    codes_of_dead = torch.zeros_like(u).scatter(-1, among.indices, among.values)
+    ((codes * back).sum() + (codes_of_dead * back_dead).sum()).backward()
 
     assert torch.allclose(kept.dense(), codes, atol=1e-6)
+    assert torch.allclose(of_dead.dense(), codes_of_dead, atol=1e-6)
     for mine, plain in zip(ours, theirs, strict=True):
         assert torch.allclose(mine.grad, plain.grad, atol=1e-5)
 
 
-def test_aux_k_of_the_dead_alone_is_that_of_all() -> None:
+def test_without_dead_latents_none_are_encoded() -> None:
+    kept, of_dead = encode_kept(
+        random(1, N, D), random(D, L, seed=1), torch.zeros(L), torch.zeros(D), None, lambda u: keep_top_k(u, 8)
+    )
+    assert kept.values.shape == (8 * N,)
+    assert of_dead is None
+
+
+def test_aux_k_is_the_share_of_the_residuals_spread() -> None:
     u, W_dec, residual = random(1, N, L).relu(), random(L, D, seed=1), random(1, N, D, seed=2)
     silent = torch.zeros(L, dtype=torch.bool)
     silent[::3] = True
     valid = torch.ones(1, N, dtype=torch.bool)
-    dead = silent.nonzero().squeeze(-1)
-    alone = aux_k_of_dead(residual, u[..., dead], W_dec, dead, valid)
     estimate = torch.zeros(1, N, L)
     masked = torch.where(silent, u, -1.0)
     estimate.scatter_(-1, masked.topk(D // 2).indices, masked.topk(D // 2).values)
     error = (residual - estimate @ W_dec).square().sum()
-    assert float(alone) == pytest.approx(float(error / (residual - residual.mean(1)).square().sum()), rel=1e-5)
-    assert float(aux_k_loss(residual, u, silent, W_dec, valid)) == pytest.approx(float(alone), rel=1e-6)
-    assert float(aux_k_of_dead(residual, u[..., :0], W_dec, dead[:0], valid)) == 0
+    expected = float(error / (residual - residual.mean(1)).square().sum())
+    assert float(aux_k_loss(residual, u, silent, W_dec, valid)) == pytest.approx(expected, rel=1e-5)
+    assert float(aux_k_loss(residual, u, silent & False, W_dec, valid)) == 0
 
 
 @can_be_sparse

@@ -1,0 +1,60 @@
+"""Which entries are kept: against sorting everything."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from train.saes.places import keep_batch_top_k, keep_top_k, keep_top_k_of
+
+N, D, L = 24, 6, 40
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_top_k_keeps_the_largest_of_each_row() -> None:
+    u = random(N, L)
+    places = keep_top_k(u, 5)
+    chosen = torch.zeros(N, L, dtype=torch.bool)
+    chosen[places.row, places.column] = True
+    expected = u >= u.topk(5).values[:, -1:]
+    assert torch.equal(chosen, expected)
+
+
+@pytest.mark.parametrize("n_kept", [1, 37, 300, N * L, 2 * N * L])
+def test_batch_top_k_keeps_the_largest_of_all_in_order(n_kept: int) -> None:
+    u = random(N, L)
+    places = keep_batch_top_k(u, n_kept)
+    n_expected = min(n_kept, int((u > 0).sum()))
+    flat = places.row * L + places.column
+    assert flat.tolist() == sorted(u.flatten().topk(n_expected).indices.tolist())
+
+
+def test_batch_top_k_is_exact_where_the_sample_of_rows_misleads() -> None:
+    u = torch.full((640, 8), 0.1)
+    u[::10] = 5.0  # the rows sampled are nothing like the others
+    u[1] = 9.0
+    places = keep_batch_top_k(u, 2000)
+    values = u[places.row, places.column]
+    assert len(values) == 2000
+    assert int((values == 9).sum()) == 8
+    assert int((values == 5).sum()) == 512
+
+
+def test_batch_top_k_of_nothing_positive_is_empty() -> None:
+    places = keep_batch_top_k(-torch.ones(N, L), 10)
+    assert len(places.column) == 0
+    assert places.first.tolist() == [0] * (N + 1)
+    assert places.times(torch.zeros(0), random(L, D)).abs().sum() == 0
+
+
+def test_top_k_of_some_looks_at_no_others() -> None:
+    u, some = random(N, L), torch.zeros(L, dtype=torch.bool)
+    some[[2, 11, 30]] = True
+    places = keep_top_k_of(u, some, 2)
+    chosen = torch.where(some, u, -torch.inf).topk(2).indices.sort().values
+    assert torch.equal(places.column.view(N, 2).sort().values, chosen)
+    assert len(keep_top_k_of(u, some, 8).column) == 3 * N

@@ -1,0 +1,174 @@
+"""Which entries of a matrix are kept, products that touch them alone, and how the largest ones are found.
+
+Stock sparse operators of PyTorch on CSR; on a GPU, Triton kernels of our own. Products are in float32, equal to dense
+ones up to the order of additions, and the same at every call.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+with warnings.catch_warnings():  # PyTorch calls CSR a beta, once in a process
+    warnings.simplefilter("ignore")
+    torch.zeros(1, 1).to_sparse_csr()
+
+
+def kernels_for(tensor: Tensor) -> ModuleType | None:
+    """`train.kernels` for tensors on a GPU where Triton is there; None where stock operators serve."""
+    if not tensor.is_cuda or importlib.util.find_spec("triton") is None:
+        return None
+    return importlib.import_module("train.kernels")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Entries of a sparse matrix [n_rows, n_columns] in any order.
+
+    Attributes:
+        row, column: of each entry, int64 [kept].
+    """
+
+    row: Int[Tensor, " K"]
+    column: Int[Tensor, " K"]
+    n_rows: int
+    n_columns: int
+
+    @classmethod
+    def of(cls, places: Sequence[Places]) -> Entries:
+        """Those of several sets of places of one matrix, one set after the other."""
+        if len(places) == 1:
+            return places[0].entries
+        row, column = (torch.cat([getattr(each, name) for each in places]) for name in ("row", "column"))
+        return cls(row, column, places[0].n_rows, places[0].n_columns)
+
+    @functools.cached_property
+    def by_column(self) -> tuple[Int[Tensor, " K"], Places]:
+        """The order that sorts the entries by column, and the places of the transposed matrix."""
+        column, order = torch.sort(self.column, stable=True)
+        first = torch.searchsorted(column, torch.arange(self.n_columns + 1, device=column.device))
+        return order, Places(first, self.row[order], self.n_rows)
+
+    def transposed_times(self, values: Float[Tensor, " K"], dense: Float[Tensor, "R D"]) -> Float[Tensor, "C D"]:
+        """The transposed sparse matrix with these values, times a dense one."""
+        order, transposed = self.by_column
+        return transposed.times(values[order], dense)
+
+    def column_sums(self, values: Float[Tensor, " K"]) -> Float[Tensor, " C"]:
+        return values.new_zeros(self.n_columns).index_add_(0, self.column, values)
+
+
+class Places:
+    """Which entries of [rows, columns] are kept, row by row.
+
+    Attributes:
+        first: of row n the entries first[n] to first[n + 1], int64 [rows + 1].
+        column: of each entry, int64 [kept].
+        n_columns: columns in all.
+    """
+
+    def __init__(self, first: Int[Tensor, " R"], column: Int[Tensor, " K"], n_columns: int) -> None:
+        self.first, self.column, self.n_columns = first, column, n_columns
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.first) - 1
+
+    @functools.cached_property
+    def row(self) -> Int[Tensor, " K"]:
+        """Row of each entry."""
+        rows = torch.arange(self.n_rows, device=self.first.device)
+        return rows.repeat_interleave(self.first.diff(), output_size=len(self.column))
+
+    @functools.cached_property
+    def entries(self) -> Entries:
+        """The same places, one by one."""
+        return Entries(self.row, self.column, self.n_rows, self.n_columns)
+
+    def times(self, values: Float[Tensor, " K"], dense: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
+        """The sparse matrix with these values, times a dense one."""
+        kernels = kernels_for(values)
+        if kernels is not None:
+            product: Tensor = kernels.csr_times(self.first, self.column, values, dense)
+        else:
+            product = self._matrix(values) @ dense
+        return product
+
+    def sampled(self, left: Float[Tensor, "R D"], right: Float[Tensor, "C D"]) -> Float[Tensor, " K"]:
+        """(left · rightᵀ) at the entries kept."""
+        kernels = kernels_for(left)
+        if kernels is not None:
+            values: Tensor = kernels.csr_sampled(self.first, self.column, left, right)
+            return values
+        zeros = self._matrix(left.new_zeros(len(self.column)))
+        product: Tensor = torch.sparse.sampled_addmm(zeros, left, right.t(), beta=0.0)
+        return product.values()
+
+    def _matrix(self, values: Tensor) -> Tensor:
+        size = (self.n_rows, self.n_columns)
+        return torch.sparse_csr_tensor(self.first, self.column, values, size, check_invariants=False)
+
+
+Choice = Callable[[Float[Tensor, "N L"]], Places]
+"""Which pre-activations are kept."""
+
+
+def keep_top_k(u: Float[Tensor, "N L"], k: int) -> Places:
+    """The k largest of each row."""
+    kernels = kernels_for(u)
+    columns = torch.topk(u, k, dim=-1, sorted=False).indices if kernels is None else kernels.row_top_k(u, k)
+    first = torch.arange(0, columns.numel() + 1, k, device=u.device)
+    return Places(first, columns.flatten(), u.shape[-1])
+
+
+SAMPLED_ROWS = 64
+MARGIN = 1.25  # on the number of candidates: what a sample of rows may be off by
+
+
+def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
+    """The `n_kept` largest positive entries of the whole batch, fewer where fewer are positive.
+
+    Candidates are all entries above a value that a sample of rows puts a little below the one wanted, so that only
+    they are ordered. Where the sample misled, all positive entries are candidates. Exact either way. On a GPU, where
+    counting candidates would wait for the device, the largest are ordered at once, and some may not be positive.
+    """
+    if u.is_cuda:
+        largest = torch.topk(u.flatten(), min(n_kept, u.numel()), sorted=False).indices
+        return _places_of(largest.sort().values, u)
+    sample = u[:: max(len(u) // SAMPLED_ROWS, 1)]
+    n_guessed = min(int(MARGIN * n_kept * len(sample) / len(u)) + 1, sample.numel())
+    guess = torch.topk(sample.flatten(), n_guessed).values[-1].clamp_min(0.0)
+    candidates = (u > guess).flatten().nonzero().squeeze(-1)
+    if len(candidates) < n_kept and guess > 0:
+        candidates = (u > 0).flatten().nonzero().squeeze(-1)
+    if len(candidates) > n_kept:
+        best = torch.topk(u.flatten()[candidates], n_kept, sorted=False).indices
+        candidates = candidates[best.sort().values]
+    return _places_of(candidates, u)
+
+
+def _places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:
+    """Places of ascending indices into the flattened u."""
+    row = flat // u.shape[-1]
+    first = torch.searchsorted(row, torch.arange(len(u) + 1, device=u.device))
+    return Places(first, flat - row * u.shape[-1], u.shape[-1])
+
+
+def keep_top_k_of(u: Float[Tensor, "N L"], some: Bool[Tensor, " L"], k: int) -> Places:
+    """The k largest of each row among `some` latents, fewer where they are fewer.
+
+    On a GPU, where their number is not known without waiting for it, always k; others fill up the last places.
+    """
+    if u.is_cuda:
+        return keep_top_k(torch.where(some, u, -torch.inf), min(k, u.shape[-1]))
+    columns = some.nonzero().squeeze(-1)
+    among = keep_top_k(u.index_select(-1, columns), min(k, len(columns)))
+    return Places(among.first, columns[among.column], u.shape[-1])
