@@ -89,18 +89,25 @@ def switched(values: sparse.csc_array) -> sparse.csc_array:
 
 
 def dense_columns(values: sparse.csc_array, rows: np.ndarray, latents: np.ndarray) -> np.ndarray:
-    """Codes of `latents` on ascending `rows`, float64 [rows, latents]; 0 where a latent's number is -1."""
+    """Codes of `latents` on `rows`, float64 [rows, latents]; 0 where a latent's number is -1."""
+    place = np.full(values.shape[0], -1, dtype=np.int32)  # of each token among the rows: no search, which took a third
+    place[rows] = np.arange(len(rows))
     out = np.zeros((len(rows), len(latents)))
     for column, latent in enumerate(latents):
         if latent < 0:
             continue
         start, stop = values.indptr[latent : latent + 2]
-        tokens = values.indices[start:stop]
-        places = np.searchsorted(rows, tokens)
-        found = places < len(rows)
-        found[found] = rows[places[found]] == tokens[found]
+        places = place[values.indices[start:stop]]
+        found = places >= 0
         out[places[found], column] = values.data[start:stop][found]
     return out
+
+
+def active_on(values: sparse.csc_array, latent: int) -> np.ndarray:
+    """Whether a latent is active on each token, bool [n]."""
+    active = np.zeros(values.shape[0], dtype=bool)
+    active[values.indices[values.indptr[latent] : values.indptr[latent + 1]]] = True
+    return active
 
 
 def elsewhere(document: np.ndarray, seed: int) -> np.ndarray:

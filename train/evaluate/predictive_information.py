@@ -17,7 +17,7 @@ from torch import Tensor
 
 from train.evaluate.bootstrap import bootstrap_intervals
 from train.evaluate.coactivity import strongest
-from train.evaluate.codes import Codes, dense_columns
+from train.evaluate.codes import Codes, active_on, dense_columns
 from train.evaluate.information import entropy
 from train.evaluate.logistic import cross_entropy, fit_logistic
 
@@ -81,10 +81,10 @@ def predictive_information(
     rows = []
     for number, parts in enumerate(best):
         scale = root_mean_square(fit_below, parts)
-        active = fit_above[:, [number]].toarray()[:, 0] > 0
+        active = active_on(fit_above, number)
         fit = cases_of(fit_below, parts, active, drawn(active, generator))
         found = fit_logistic(fit.x / scale, fit.y, fit.weight)
-        active = test_above[:, [number]].toarray()[:, 0] > 0
+        active = active_on(test_above, number)
         test = cases_of(test_below, parts, active, np.ones(len(active)))
         loss = cross_entropy(test.x / scale @ found[:-1] + found[-1], test.y) / np.log(2)
         rows.append(terms_of(loss, test, active, documents))
