@@ -1,37 +1,25 @@
-"""Whether the paths with the largest attribution are those that matter: the model with nothing but them.
+"""Whether the paths with the largest attribution are those that matter: the model with nothing but them, and without.
 
-Of each token the m paths of largest |attribution| are kept, and b_dec + the latents' shares in them is put into the
-model instead of x. Beside it: as many of the token's paths drawn at random. Cross-entropy of the next tokens, and the
-divergence from the model's own predictions, against m. By size and not by sign, since the attribution knows the next
-token: keeping what favours it would beat the model.
+    kept       b_dec + the latents' shares in the m paths of each token with the largest |attribution|, instead of x
+    removed    x without these shares: the other latents, b_dec and the SAE's error stay
+
+Beside both: as many of the token's paths drawn at random. Cross-entropy of the next tokens, and the divergence from
+the model's own predictions, against m. By size and not by sign, since the attribution knows the next token: keeping
+what favours it would beat the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from common.models import LanguageModel
 from common.splice import fixed, logits_of
-from train.evaluate.attribution import Text
+from train.evaluate.attribution import Text, copies_at_once
 from train.evaluate.paths import Paths
 from train.saes.base import SAE
-
-
-@dataclass(frozen=True)
-class Losses:
-    """Sums over `n` predicting positions: cross-entropy of the next token, KL(model ‖ changed), latents in use."""
-
-    ce: float
-    kl: float
-    latents: float
-    n: int
-
-    def __add__(self, other: Losses) -> Losses:
-        return Losses(self.ce + other.ce, self.kl + other.kl, self.latents + other.latents, self.n + other.n)
 
 
 def steps_to(most: int) -> list[int]:
@@ -48,34 +36,44 @@ def kept_counts(paths: Paths) -> list[int]:
     return steps_to(int(torch.bincount(paths.token).max()) if len(paths.token) else 0)
 
 
-@torch.no_grad()
-def measure(
-    sae: SAE, model: LanguageModel, hook: str, text: Text, paths: Paths, ranks: Tensor, counts: list[int]
-) -> Iterator[Losses]:
-    """The losses with the first 0, 1, 2, … paths of every token, by `ranks` [paths].
-
-    Args:
-        paths: of the positions of `text` where the mask is true, in their order.
-        counts: how many to keep, from `kept_counts`.
-    """
-    clean = logits_of(model, text.tokens).float().log_softmax(-1)
+def shares_of(text: Text, paths: Paths, chosen: Tensor) -> Tensor:
+    """What the latents are in the chosen paths alone (bool [paths]): [positions of the mask, d_sae]."""
     latents = text.latents[text.mask]
-    for count in counts:
-        kept = latents * paths.kept(ranks < count, latents.cpu()).to(latents)
-        put = text.x.clone()
-        put[text.mask] = kept @ sae.W_dec + sae.b_dec / sae.scale
-        yield losses(text, clean, logits_of(model, text.tokens, hook, fixed(put)), kept)
+    return latents * paths.kept(chosen, latents.cpu()).to(latents)
 
 
-def losses(text: Text, clean: Tensor, logits: Tensor, latents: Tensor) -> Losses:
-    """Of changed logits, against the model's own log-probabilities [rows, context, vocabulary].
+@torch.no_grad()
+def only(sae: SAE, text: Text, shares: Tensor) -> Tensor:
+    """Activations [rows, context, d] with b_dec and these shares of the latents at the positions of the mask."""
+    put = text.x.clone()
+    put[text.mask] = shares @ sae.W_dec + sae.b_dec / sae.scale
+    return put
 
-    Args:
-        latents: in use at the positions of the mask [positions, d_sae].
-    """
-    changed, where = logits.float().log_softmax(-1)[:, :-1], text.predicting
-    ce = -changed.gather(-1, text.tokens[:, 1:, None])[..., 0]
-    kl = (clean[:, :-1].exp() * (clean[:, :-1] - changed)).sum(-1)
-    used = (latents > 0).sum(-1).double().mean() if len(latents) else latents.new_zeros(())
-    n = int(where.sum())
-    return Losses(float(ce[where].double().sum()), float(kl[where].double().sum()), float(used) * n, n)
+
+@torch.no_grad()
+def without(sae: SAE, text: Text, shares: Tensor) -> Tensor:
+    """Activations [rows, context, d] from which these shares of the latents are taken."""
+    put = text.x.clone()
+    put[text.mask] -= shares @ sae.W_dec
+    return put
+
+
+@torch.no_grad()
+def log_chances(model: LanguageModel, hook: str, text: Text, puts: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The model's log-probabilities [predicting positions, vocabulary] with each of these activations at the hook."""
+    size = copies_at_once(model, text)
+    for start in range(0, len(puts), size):
+        some = puts[start : start + size]
+        logits = logits_of(model, text.tokens.repeat(len(some), 1), hook, fixed(torch.cat(list(some))))
+        for copy in logits.split(len(text.tokens)):
+            yield copy[:, :-1][text.predicting].float().log_softmax(-1)
+
+
+def cross_entropy(text: Text, chances: Tensor) -> float:
+    """Of the next tokens, summed."""
+    return -float(chances.gather(-1, text.tokens[:, 1:][text.predicting][:, None]).double().sum())
+
+
+def divergence(clean: Tensor, chances: Tensor) -> float:
+    """KL(clean ‖ changed), summed."""
+    return float((clean.exp() * (clean - chances)).sum(-1).double().sum())

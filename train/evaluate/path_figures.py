@@ -7,6 +7,7 @@ every active latent is a path of its own, so that flat SAEs stand beside.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +19,10 @@ from torch import Tensor
 from common.errors import ConfigError
 from common.models import LanguageModel
 from common.splice import logits_of
-from train.evaluate.attribution import Attribution, Text, attribute, read_text
-from train.evaluate.faithfulness import Losses, kept_counts, measure, steps_to
+from train.evaluate.attribution import Text, attribute, read_text
 from train.evaluate.ladder import Ladder
-from train.evaluate.paths import Paths, find_paths
+from train.evaluate.path_curves import Spliced, Traced, correlation, kept_curve, removal_curve, single_effects
+from train.evaluate.paths import find_paths
 from train.evaluate.reuse import is_edge
 from train.evaluate.sample import Sample
 from train.evaluate.subject import Subject
@@ -31,6 +32,7 @@ from train.saes.base import SAE
 TOKENS, MOST_ROWS = 1024, 16  # in whole sequences, one at least
 LEAST_PREDICTING = 2  # positions of a sequence that is looked at
 TOP_PATHS = 10  # of an example
+SHOWN_REMOVED = 5  # of the numbers of paths taken out, the one that is a metric
 BEFORE = 24  # tokens of context in an example
 
 PATH_METRICS = {
@@ -38,6 +40,9 @@ PATH_METRICS = {
     "path_split_error": "largest |Σ paths − Σ latents| / Σ |latents| of a sequence",
     "path_recovered": "share of the SAE's cross-entropy gain that the strongest paths keep, mean over the curve",
     "path_recovered_random": "the same with paths drawn at random",
+    "path_removed": "rise of the cross-entropy when the five strongest paths of each token are taken out of x, nats",
+    "path_removed_random": "the same with five paths drawn at random",
+    "path_correlation": "correlation of a path's attribution with the fall of log-probability when it is taken out",
 }
 
 
@@ -52,20 +57,6 @@ class PathFigures:
     @classmethod
     def none(cls, reason: str) -> PathFigures:
         return cls(dict.fromkeys(PATH_METRICS), dict.fromkeys(PATH_METRICS, reason))
-
-
-@dataclass(frozen=True)
-class Traced:
-    """One sequence: its text, the paths at the positions of its mask, and the attribution of its log-probability."""
-
-    text: Text
-    paths: Paths
-    found: Attribution
-
-    @property
-    def scores(self) -> Tensor:
-        """Of the paths."""
-        return self.paths.attribution(self.found.latents[self.text.mask].cpu())
 
 
 def path_figures(subject: Subject, sample: Sample, ladder: Ladder, seed: int = 0) -> PathFigures:
@@ -86,13 +77,14 @@ def path_figures(subject: Subject, sample: Sample, ladder: Ladder, seed: int = 0
     if not len(rows):
         return PathFigures.none("no held-out sequence has two positions with a next token")
     traced = [trace(subject, model, hook, text, ladder) for text in texts_of(subject, model, hook, sample, rows)]
-    curve = faithfulness(subject, model, hook, traced, seed)
+    spliced = Spliced(sae, model, hook, subject.refuse_when_stopped)
+    curve, removal = (curve(spliced, traced, seed) for curve in (kept_curve, removal_curve))
     values, reasons = scalars(traced, curve)
+    put_removal(values, reasons, removal, single_effects(spliced, traced, seed))
     names = list(ladder.levels) if with_links(ladder) else ["latent"]
     examples = [example(subject, model, hook, one, names, seed + i) for i, one in enumerate(traced)]
-    n = sum(int(one.text.predicting.sum()) for one in traced)
-    model_ce = -sum(one.found.start + one.found.total for one in traced) / n
-    more = {"paths": examples, "faithfulness": curve, "faithfulness_model": {"ce": model_ce}}
+    model_ce = -sum(one.found.start + one.found.total for one in traced) / sum(one.n for one in traced)
+    more = {"paths": examples, "faithfulness": curve, "faithfulness_model": {"ce": model_ce}, "removal": removal}
     return PathFigures(values, reasons, more)
 
 
@@ -148,27 +140,6 @@ def log_probability(text: Text) -> Callable[[Tensor], Tensor]:
     return figure
 
 
-def faithfulness(
-    subject: Subject, model: LanguageModel, hook: str, traced: Sequence[Traced], seed: int
-) -> list[dict[str, float]]:
-    """The curve, over all sequences: paths kept per token, latents in use, and the losses, beside those at random."""
-    counts = steps_to(max(kept_counts(one.paths)[-1] for one in traced))
-    generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, list[Losses]] = {}
-    for one in traced:
-        subject.refuse_when_stopped()
-        drawn = torch.rand(len(one.paths.token), generator=generator)
-        for kind, scores in (("", one.scores.abs()), ("random_", drawn)):
-            found = measure(subject.sae, model, hook, one.text, one.paths, one.paths.ranks(scores), counts)
-            before = sums.get(kind, [Losses(0.0, 0.0, 0.0, 0)] * len(counts))
-            sums[kind] = [total + more for total, more in zip(before, found, strict=True)]
-    return [
-        {"kept": count, "latents": own.latents / own.n, "ce": own.ce / own.n, "kl": own.kl / own.n}
-        | {"random_ce": drawn.ce / drawn.n, "random_kl": drawn.kl / drawn.n}
-        for count, own, drawn in zip(counts, sums[""], sums["random_"], strict=True)
-    ]
-
-
 def scalars(
     traced: Sequence[Traced], curve: Sequence[dict[str, float]]
 ) -> tuple[dict[str, float | None], dict[str, str]]:
@@ -190,6 +161,22 @@ def scalars(
         else:
             values[name] = float(np.mean([(curve[0][key] - point[key]) / gain for point in curve[1:-1]]))
     return values, reasons
+
+
+def put_removal(
+    values: dict[str, float | None],
+    reasons: dict[str, str],
+    removal: Sequence[dict[str, float]],
+    effects: Tensor,
+) -> None:
+    """The metrics of paths that are taken out."""
+    five = next(point for point in removal if point["removed"] == SHOWN_REMOVED)
+    values |= {"path_removed": five["ce_rise"], "path_removed_random": five["random_ce_rise"]}
+    found = correlation(effects)
+    if math.isfinite(found):
+        values["path_correlation"] = found
+    else:
+        reasons["path_correlation"] = "no two paths, or none that changes anything"
 
 
 def split_error(one: Traced) -> float:

@@ -7,13 +7,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from common.models import LanguageModel, find_model, load_model
 from common.splice import fixed, logits_of
 from tests.conftest import HOOK
-from train.evaluate.attribution import Text, attribute, read_text
-from train.evaluate.faithfulness import kept_counts, measure, steps_to
+from train.evaluate.attribution import Text, attribute, copies_at_once, read_text
+from train.evaluate.faithfulness import (
+    cross_entropy,
+    divergence,
+    kept_counts,
+    log_chances,
+    only,
+    shares_of,
+    steps_to,
+    without,
+)
 from train.evaluate.path_figures import log_probability
 from train.evaluate.paths import Paths, find_paths
 from train.saes import make_sae
@@ -88,36 +96,47 @@ def flat_paths(text: Text) -> Paths:
     return find_paths(text.latents[text.mask], [np.arange(32)], [])
 
 
-def mean_ce(text: Text, logits: Tensor) -> float:
-    return -float(log_probability(text)(logits)) / int(text.predicting.sum())
-
-
-def test_curve_begins_with_the_bias_and_ends_with_the_sae(model: LanguageModel, sae: SAE, text: Text) -> None:
+def test_losses_with_only_the_bias_or_all_shares_are_those_of_a_splice(
+    model: LanguageModel, sae: SAE, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = flat_paths(text)
-    counts = kept_counts(paths)
-    assert counts == [0, 1, 2, 4]
-    ranks = paths.ranks(torch.rand(len(paths.token), generator=torch.Generator().manual_seed(0)))
-    found = list(measure(sae, model, HOOK, text, paths, ranks, counts))
+    shares = [shares_of(text, paths, torch.full((len(paths.token),), kept)) for kept in (False, True)]
+    puts = [only(sae, text, part) for part in shares]
+    found = list(log_chances(model, HOOK, text, puts))
     where = text.mask[..., None]
-    for losses, put in ((found[0], sae.b_dec / sae.scale), (found[-1], sae(text.x))):
+    for changed, put in zip(found, (sae.b_dec / sae.scale, sae(text.x)), strict=True):
         logits = logits_of(model, text.tokens, HOOK, fixed(torch.where(where, put, text.x)))
-        assert losses.ce / losses.n == pytest.approx(mean_ce(text, logits), abs=1e-6)
+        assert cross_entropy(text, changed) == pytest.approx(-float(log_probability(text)(logits)), rel=1e-6)
         clean = logits_of(model, text.tokens).log_softmax(-1)[0]
         kl = (clean.exp() * (clean - logits.log_softmax(-1)[0])).sum(-1)[:-1][text.predicting[0]]
-        assert losses.kl == pytest.approx(float(kl.sum()), rel=1e-4)
-    assert [round(losses.latents / losses.n, 6) for losses in found] == [0, 1, 2, 4]
+        here = clean[:-1][text.predicting[0]]
+        assert divergence(here, changed) == pytest.approx(float(kl.sum()), rel=1e-4)
+    monkeypatch.setattr("train.evaluate.attribution.MOST_LOGITS", 1)  # one after the other
+    for changed, alone in zip(found, log_chances(model, HOOK, text, puts), strict=True):
+        assert torch.allclose(changed, alone, atol=1e-5)
 
 
-def test_kept_paths_are_those_of_lowest_rank(model: LanguageModel, sae: SAE, text: Text) -> None:
+def test_gradients_of_steps_at_once_are_those_of_one_after_the_other(
+    model: LanguageModel, sae: SAE, text: Text, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = attribute(sae, model, HOOK, text, log_probability(text))
+    monkeypatch.setattr("train.evaluate.attribution.MOST_LOGITS", 3 * N * model.vocabulary)
+    assert copies_at_once(model, text) == 3
+    apart = attribute(sae, model, HOOK, text, log_probability(text))
+    assert torch.allclose(together.latents, apart.latents, atol=1e-6)
+
+
+def test_shares_without_are_what_only_leaves_out(sae: SAE, text: Text) -> None:
     paths = flat_paths(text)
-    sizes = paths.attribution(text.latents[text.mask])
-    (losses,) = measure(sae, model, HOOK, text, paths, paths.ranks(sizes), [2])
+    chosen = paths.ranks(paths.attribution(text.latents[text.mask])) < 2
     largest = torch.topk(text.latents, 2, dim=-1)
     kept = torch.zeros_like(text.latents).scatter(-1, largest.indices, largest.values)
-    put = torch.where(text.mask[..., None], kept @ sae.W_dec + sae.b_dec / sae.scale, text.x)
-    assert losses.ce / losses.n == pytest.approx(
-        mean_ce(text, logits_of(model, text.tokens, HOOK, fixed(put))), abs=1e-6
-    )
+    where = text.mask[..., None]
+    shares = shares_of(text, paths, chosen)
+    expected = torch.where(where, kept @ sae.W_dec + sae.b_dec / sae.scale, text.x)
+    assert torch.allclose(only(sae, text, shares), expected, atol=1e-6)
+    left = torch.where(where, text.x - kept @ sae.W_dec, text.x)
+    assert torch.allclose(without(sae, text, shares), left, atol=1e-6)
 
 
 def test_counts_double_up_to_the_most() -> None:

@@ -121,6 +121,10 @@ def test_paths_of_the_tree_add_up_and_are_told(tree: tuple[Subject, Evaluation])
     assert curve[0]["ce"] == curve[0]["random_ce"]
     assert curve[-1]["ce"] == pytest.approx(curve[-1]["random_ce"])
     assert curve[-1]["kl"] < curve[0]["kl"]
+    removal = {point["removed"]: point for point in found.more["removal"]}
+    assert found.metrics["path_removed"] == removal[5]["ce_rise"]
+    assert found.metrics["path_removed_random"] == removal[5]["random_ce_rise"]
+    assert -1 <= found.metrics["path_correlation"] <= 1
 
 
 def test_flat_sae_has_pseudo_levels_a_post_hoc_tree_and_latents_for_paths(flat: tuple[Subject, Evaluation]) -> None:
