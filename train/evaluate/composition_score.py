@@ -38,14 +38,14 @@ class Composition:
 
     Attributes:
         geometric: R²_g [U].
-        threshold: what it must reach.
+        chance: the 95th percentile of R²_g of random directions.
         terms: of the functional test, [documents of the second half, U, 4]; see `regression`.
         null: which pass both tests with random lower latents, bool [U].
         weights: of the functional regression [U, lower], most of them 0.
     """
 
     geometric: Tensor
-    threshold: float
+    chance: float
     terms: Tensor
     null: Tensor
     weights: Tensor
@@ -56,9 +56,19 @@ class Composition:
         return r2_of(self.terms.sum(0))
 
     @property
+    def threshold(self) -> float:
+        """What R²_g must reach."""
+        return max(PASSES, self.chance)
+
+    @property
     def made(self) -> Tensor:
         """Which pass the geometric test."""
         return self.geometric >= self.threshold
+
+    def score_at(self, level: float) -> float:
+        """The score with another R² than ½ asked for in both tests."""
+        made, coded = self.geometric >= max(level, self.chance), self.functional >= level
+        return float((made & coded).double().mean())
 
     def passing(self, sums: Tensor) -> Tensor:
         """Which pass the functional test, from sums over documents [U, 4]."""
@@ -83,8 +93,8 @@ def composition_score(codes: Codes, rows: Tensor, lower: np.ndarray, upper: np.n
     lower_rows, upper_rows = rows[lower].double(), rows[upper].double()
     geometric = pursuit(upper_rows, lower_rows)
     directions = torch.from_numpy(generator.standard_normal((NULL_DIRECTIONS, len(upper)))) @ upper_rows
-    chance = pursuit(directions / directions.norm(dim=-1, keepdim=True), lower_rows)
-    threshold = max(PASSES, float(torch.quantile(chance, NULL_QUANTILE)))
+    random = pursuit(directions / directions.norm(dim=-1, keepdim=True), lower_rows)
+    chance = float(torch.quantile(random, NULL_QUANTILE))
     fit = slice(0, codes.middle)
     below, above = (sparse.csc_array(codes.values[:, chosen].tocsr()[fit]) for chosen in (lower, upper))
     best = strongest(below, above, np.ones(len(lower), dtype=bool), ATOMS)
@@ -93,8 +103,8 @@ def composition_score(codes: Codes, rows: Tensor, lower: np.ndarray, upper: np.n
     found, terms = regress(codes, upper, lower[best], rows_of, nonnegative=True)
     weights = torch.zeros(len(upper), len(lower)).scatter_(1, torch.from_numpy(best), found.float())
     null_r2 = r2_of(regress(codes, upper, lower[drawn], rows_of, nonnegative=True)[1].sum(0))
-    null = (null_r2 >= PASSES) & (explained(upper_rows, lower_rows[torch.from_numpy(drawn)]) >= threshold)
-    return Composition(geometric, threshold, terms, null, weights)
+    null = (null_r2 >= PASSES) & (explained(upper_rows, lower_rows[torch.from_numpy(drawn)]) >= max(PASSES, chance))
+    return Composition(geometric, chance, terms, null, weights)
 
 
 def pursuit(directions: Tensor, atoms: Tensor) -> Tensor:

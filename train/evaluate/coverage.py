@@ -21,6 +21,7 @@ from train.evaluate.bootstrap import bootstrap_intervals
 from train.evaluate.codes import LEAST_ACTIVE, Codes, switched
 from train.evaluate.structure import DENSE_PARENT, Edges, EdgeScores, scores_from
 
+COPY = 0.95  # cosine above which a row is called a copy of another
 NEAREST = 5
 MOST_EDGES = 2000  # edges whose directions are compared, drawn at random
 AT_ONCE = 8192  # tokens whose activations are held in float64
@@ -68,6 +69,19 @@ def parent_densities(codes: Codes, edges: Edges) -> tuple[float, float]:
     """Mean density of the parents, edge by edge, and the share of edges whose parent is active on over a fifth."""
     density = torch.from_numpy(codes.density[edges.parents])[edges.parent]
     return float(density.mean()), float((density > DENSE_PARENT).double().mean())
+
+
+def copied_share(rows: Tensor, edges: Edges, alive: np.ndarray) -> float:
+    """Share of the alive parents (numbers) whose row is nearly that of one of their children; NaN where none has any.
+
+    Args:
+        rows: unit decoder rows of the latents that the edges are between.
+    """
+    counted = torch.isin(edges.parent, torch.from_numpy(alive))
+    parent, child = edges.parent[counted], edges.child[counted]
+    cosine = (rows[parent + edges.parents.start] * rows[child + edges.children.start]).sum(-1)
+    n = len(parent.unique())
+    return len(parent[cosine > COPY].unique()) / n if n else float("nan")
 
 
 @dataclass(frozen=True)

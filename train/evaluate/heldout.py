@@ -10,6 +10,7 @@ from torch import Tensor
 
 from common.errors import DataError
 from train.data.batch import Batch
+from train.evaluate.gini import gini
 from train.evaluate.subject import Evaluation, Subject
 from train.saes.base import SAE
 
@@ -30,6 +31,7 @@ HELDOUT_METRICS = {
     "dead_share": "share of latents that never fire on these tokens",
     "dense_share": "share of latents that fire on more than a tenth of these tokens",
     "always_share": "share of latents that fire on more than half of these tokens",
+    "density_gini": "Gini coefficient of the latents' densities: 0 when all fire equally often, near 1 when few do all",
 }
 
 
@@ -82,6 +84,7 @@ def evaluate_heldout(sae: SAE, batches: Iterable[Batch]) -> dict[str, Any]:
         "dead_share": float((fired == 0).double().mean()),
         "dense_share": float((fired > DENSE_ABOVE * tokens).double().mean()),
         "always_share": float((fired > ALWAYS_ABOVE * tokens).double().mean()),
+        "density_gini": gini(fired),
     }
 
 

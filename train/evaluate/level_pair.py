@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from train.evaluate.codes import Codes, elsewhere
 from train.evaluate.composition_score import Composition, composition_score
-from train.evaluate.coverage import edge_directions, edge_sums_by_document, parent_densities
+from train.evaluate.coverage import copied_share, edge_directions, edge_sums_by_document, parent_densities
 from train.evaluate.ladder import post_hoc_tree
 from train.evaluate.level_information import information_intervals, level_information
 from train.evaluate.own_parts import own_parts
@@ -22,6 +23,7 @@ from train.evaluate.reuse import is_edge, reuse_of
 from train.evaluate.structure import Edges, EdgeScores, permuted
 
 LEAST_UPPER, LEAST_LOWER = 2, 8
+SENSITIVITY = (0.3, 0.5, 0.7)  # what R² is asked for in place of ½
 ADVICE = "Raise --max-tokens, or hold out more documents (train fit --held-out)."
 
 PAIR_METRICS = {
@@ -47,6 +49,7 @@ PAIR_METRICS = {
     "reuse_once": "share that are part of one",
     "reuse_shared": "share that are part of two or more",
     "reuse_gini": "Gini coefficient of the out-degrees",
+    "reuse_in_degree": "mean number of parts of an upper latent that has any",
     "reuse_parts": "effective number of parts",
     "reuse_overlap_z": "overlap of the parts of two upper latents, in standard deviations above random graphs",
     "coverage_up": "any child active when the parent is, corrected for chance",
@@ -57,6 +60,7 @@ PAIR_METRICS = {
     "hcs_up_null": "the same with the children of another parent",
     "hcs_down": "√(coverage_down · edge_r2)",
     "hcs_down_null": "the same with the children of another parent",
+    "copied_share": "share of alive parents whose decoder row is nearly that of a child (cosine above .95)",
     "parent_density": "mean density of parents over edges",
     "invalid_share": "share of edges whose parent is active on over a fifth of the tokens",
     "residual_cosine": "S_res: mean over edges",
@@ -78,7 +82,7 @@ class Figures:
     values: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(PAIR_METRICS))
     reasons: dict[str, str] = field(default_factory=dict)
     intervals: dict[str, list[float]] = field(default_factory=dict)
-    more: dict[str, float | str | int] = field(default_factory=dict)
+    more: dict[str, Any] = field(default_factory=dict)
 
     def put(self, name: str, value: float | None, why_not: str = "it is no number on these tokens") -> None:
         """Note a figure; one that is None or no finite number is None for the reason given."""
@@ -200,6 +204,7 @@ def put_composition(found: Figures, pair: Pair, seed: int) -> Composition | None
     found.put("composition_r2_functional", float(made.functional.mean()))
     found.between(["composition_score"], [made.interval()])
     found.more["geometric_threshold"] = made.threshold
+    found.more["composition_score_at"] = {f"{level:g}": made.score_at(level) for level in SENSITIVITY}
     return made
 
 
@@ -212,6 +217,7 @@ def put_own_parts(found: Figures, pair: Pair, weights: Tensor, seed: int) -> Non
     found.put("own_part_r2", score.balanced)
     found.put("own_part_r2_null", score.balanced_null)
     found.between(["own_part_score", "own_part_r2"], score.intervals())
+    found.more["own_part_score_at"] = {f"{level:g}": score.passing_at(level) for level in SENSITIVITY}
     found.more |= {"own_part_r2_active": score.active, "own_part_r2_active_null": score.active_null}
 
 
@@ -230,12 +236,13 @@ def put_information(found: Figures, pair: Pair, seed: int) -> None:
     found.put("predictive_bits", foretold.bits)
     found.put("predictive_share", foretold.share)
     found.put("predictive_share_null", by_chance.share)
+    found.more["predictive_bits_null"] = by_chance.bits
     found.between(["predictive_bits", "predictive_share"], foretold.intervals())
 
 
 def put_reuse(found: Figures, weights: Tensor, seed: int) -> None:
     reuse = reuse_of(weights, seed)
-    for name in ("none", "once", "shared", "gini", "parts"):
+    for name in ("none", "once", "shared", "gini", "in_degree", "parts"):
         found.put(f"reuse_{name}", getattr(reuse, name))
     found.put("reuse_overlap_z", reuse.overlap_z, "all graphs with these degrees have the same overlap")
     found.more["reuse_overlap"] = reuse.overlap
@@ -248,7 +255,7 @@ def put_edges(found: Figures, pair: Pair, weights: Tensor, seed: int) -> None:
         codes, x = codes.second_half, x[codes.middle :]
     parent, child = is_edge(weights).nonzero().T
     if not len(parent):
-        for start in ("coverage", "edge", "hcs", "parent", "invalid", "residual"):
+        for start in ("coverage", "edge", "hcs", "copied", "parent", "invalid", "residual"):
             found.leave(start, "no upper latent has a part")
         return
     edges = Edges(slice(0, n_upper), slice(n_upper, len(pair.rows)), parent, child, weights[parent, child])
@@ -262,6 +269,7 @@ def put_edges(found: Figures, pair: Pair, weights: Tensor, seed: int) -> None:
     found.put("hcs_up_null", null.hcs())
     found.put("hcs_down_null", null.hcs(top_down=True))
     found.between(EDGE_FIGURES, sums.intervals(edge_figures))
+    found.put("copied_share", copied_share(pair.rows, edges, pair.upper))
     density, invalid = parent_densities(codes, edges)
     found.put("parent_density", density)
     found.put("invalid_share", invalid)

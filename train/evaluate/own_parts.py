@@ -2,7 +2,7 @@
 
 The eight lower latents *best correlated* with an upper one say little: any two codings of one token are correlated,
 and random hierarchies scored higher than learned ones. So each upper latent is regressed on its *own* parts, and on
-those of another upper latent of like density for comparison.
+those of another upper latent of like density for comparison. Parts are those of `reuse`, the eight largest at most.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from train.evaluate.bootstrap import bootstrap_intervals
 from train.evaluate.codes import Codes
 from train.evaluate.regression import often_active, r2_of, regress, rows_for
+from train.evaluate.reuse import is_part
 from train.evaluate.structure import others_of_like_density
 
 N_PARTS = 8
@@ -44,6 +45,10 @@ class OwnPartScore:
     passing_null: float
     terms: Tensor = field(compare=False)
 
+    def passing_at(self, level: float) -> float:
+        """`passing` with another R² than .5 asked for."""
+        return float((r2_of(self.terms.sum(0)) >= level).double().mean())
+
     def intervals(self) -> list[tuple[float, float] | None]:
         """Of `passing` and `balanced`, over documents."""
         return bootstrap_intervals(self.terms, lambda sums: figures(r2_of(sums)))
@@ -55,7 +60,7 @@ def own_part_score(lower: Tensor, upper: Tensor, weights: Tensor, seed: int = 0)
     Args:
         lower: codes [tokens, n_lower], of tokens unseen in training, whole documents in order.
         upper: codes [tokens, n_upper] of the same tokens.
-        weights: [n_upper, n_lower], ≥ 0; the (at most) eight largest above 0 are the parts.
+        weights: [n_upper, n_lower], ≥ 0; parts are the (at most) eight largest above a tenth of the largest.
         seed: of the other upper latent chosen for each, and of the inactive tokens.
 
     Tensors may lie on any device.
@@ -103,7 +108,7 @@ def figures(r2: Tensor) -> Tensor:
 
 
 def parts_of(weights: Tensor, lower: np.ndarray) -> np.ndarray:
-    """Numbers of the lower latents of largest weight [upper, 8 at most], -1 where there is none above 0."""
-    found = torch.topk(weights, min(N_PARTS, weights.shape[1]))
+    """Numbers of each upper latent's parts, at most the 8 of largest weight: [upper, 8 at most], -1 for none."""
+    found = torch.topk(weights * is_part(weights), min(N_PARTS, weights.shape[1]))
     numbers: np.ndarray = np.where(found.values.numpy() > 0, lower[found.indices.numpy()], -1)
     return numbers

@@ -15,6 +15,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
+from train.evaluate.gini import gini
+
 IS_PART = 0.1  # of the largest weight of an upper latent
 GRAPHS = 30
 TRADES, FIRST_TRADES = 2, 10  # per upper latent: between two graphs, and before the first
@@ -27,6 +29,7 @@ class Reuse:
     Attributes:
         none, once, shared: shares of lower latents with an out-degree of 0, 1, and 2 or more.
         gini: of the out-degrees; 0 when all are equal.
+        in_degree: mean number of parts of an upper latent that has any.
         parts: mean effective number of parts, exp of the entropy of an upper latent's weights.
         overlap: mean Jaccard index over pairs of upper latents.
         overlap_z: how far it lies above that of random graphs, in their standard deviations; None if they all have one.
@@ -36,6 +39,7 @@ class Reuse:
     once: float
     shared: float
     gini: float
+    in_degree: float
     parts: float
     overlap: float
     overlap_z: float | None
@@ -70,18 +74,11 @@ def reuse_of(weights: Tensor, seed: int = 0) -> Reuse:
         once=float((degree == 1).double().mean()),
         shared=float((degree >= 2).double().mean()),
         gini=gini(degree.double()),
+        in_degree=float(parts.sum()) / max(int(parts.any(1).sum()), 1),
         parts=float(effective.mean()) if len(effective) else 0.0,
         overlap=overlap,
         overlap_z=(overlap - float(others.mean())) / spread if spread > 1e-12 else None,
     )
-
-
-def gini(values: Tensor) -> float:
-    """Gini coefficient of numbers ≥ 0: 0 when all are equal, near 1 when one has everything."""
-    ordered = values.sort().values
-    n, total = len(ordered), float(ordered.sum())
-    places = torch.arange(1, n + 1, dtype=ordered.dtype)
-    return float((2 * places - n - 1) @ ordered) / (n * total) if total > 0 else 0.0
 
 
 def mean_overlap(parts: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from tests.train.evaluate.made_codes import codes_of, independent
-from train.evaluate.composition_score import composition_score, explained, of_like_density, pursuit
+from train.evaluate.composition_score import Composition, composition_score, explained, of_like_density, pursuit
 
 LOWER, UPPER = np.arange(32), np.arange(32, 40)
 
@@ -67,6 +67,16 @@ def test_rows_in_the_span_of_all_are_held_against_directions_like_them() -> None
     rows = unit(torch.randn(300, 8, generator=generator))
     found = composition_score(codes_of(independent(2000, 300, 0.1)), rows, np.arange(290), np.arange(290, 300))
     assert found.threshold > 0.95
+
+
+def test_score_at_another_level_asks_for_it_in_both_tests() -> None:
+    y2, error2 = torch.ones(4, dtype=torch.float64), torch.tensor([0.8, 0.6, 0.4, 0.2], dtype=torch.float64)
+    terms = torch.stack([error2, y2, 0 * y2, y2], dim=-1)[None]  # R² .2, .4, .6, .8
+    geometric = torch.tensor([0.9, 0.45, 0.9, 0.6], dtype=torch.float64)
+    found = Composition(geometric, 0.4, terms, torch.zeros(4, dtype=torch.bool), torch.zeros(4, 4))
+    assert [found.score_at(level) for level in (0.3, 0.5, 0.7)] == [0.75, 0.5, 0]
+    assert found.score_at(0.5) == float(found.score(terms.sum(0)))
+    assert Composition(geometric, 0.7, terms, found.null, found.weights).score_at(0.3) == 0.25  # chance counts too
 
 
 def test_pursuit_takes_the_nearest_atom_first_and_fits_all_again() -> None:

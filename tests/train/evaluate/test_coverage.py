@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.train.evaluate.made_codes import codes_of, independent
 from train.evaluate.codes import Codes
-from train.evaluate.coverage import edge_directions, edge_sums_by_document, parent_densities
+from train.evaluate.coverage import copied_share, edge_directions, edge_sums_by_document, parent_densities
 from train.evaluate.structure import Edges, edge_sums, permuted, score_edges
 
 N_UPPER, N_LOWER = 12, 30
@@ -84,6 +84,17 @@ def test_intervals_hold_the_score_and_the_null_is_below() -> None:
     null = edge_sums_by_document(codes, permuted(edges, torch.from_numpy(codes.density[:N_UPPER]), 0)).scores()
     assert null.coverage_up < up[0]
     assert null.r2 < r2[0]
+
+
+def test_copies_are_parents_with_a_row_like_that_of_a_child() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.96, 0.28], [0.6, 0.8], [0.28, 0.96]])
+    parents, children = slice(0, 2), slice(2, 5)
+    ends = torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1])
+    edges, both = Edges(parents, children, *ends, torch.ones(3)), np.arange(2)
+    assert copied_share(rows, edges, both) == 0.5  # .96 and .6; .8
+    assert copied_share(rows, Edges(parents, children, ends[0], torch.tensor([0, 1, 2]), torch.ones(3)), both) == 1
+    assert copied_share(rows, edges, both[1:]) == 0
+    assert np.isnan(copied_share(rows, edges, both[:0]))
 
 
 def test_parent_densities_count_edges() -> None:

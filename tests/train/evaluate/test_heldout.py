@@ -56,6 +56,7 @@ def test_figures_agree_with_brute_force(variant: str) -> None:
         "dead_share": (fired == 0).mean(),
         "dense_share": (fired > 0.1).mean(),
         "always_share": (fired > 0.5).mean(),
+        "density_gini": np.abs(fired[:, None] - fired).sum() / max(2 * len(fired) ** 2 * fired.mean(), 1e-30),
     }
     assert got == pytest.approx(expected, rel=1e-6, abs=1e-9)
     assert got.keys() == METRICS["heldout"].keys()

@@ -58,6 +58,11 @@ def test_a_true_hierarchy_has_everything_and_its_nulls_nothing(true_hierarchy: F
     assert found["nmi"] == pytest.approx(0.583, abs=0.04)
     assert float(found["predictive_share"] or 0) > 0.8
     assert found["reuse_parts"] == pytest.approx(3)
+    assert found["reuse_in_degree"] == 3
+    assert found["copied_share"] == 0  # a sum of three: cosines about .58
+    for name in ("composition_score_at", "own_part_score_at"):
+        assert true_hierarchy.more[name] == {"0.3": 1, "0.5": 1, "0.7": 1}
+    assert true_hierarchy.more["predictive_bits_null"] < 0.1 * float(found["predictive_bits"] or 0)
     assert found["parent_density"] == pytest.approx(1 - 0.97**3, abs=0.01)
     assert true_hierarchy.reasons == {"reuse_overlap_z": "all graphs with these degrees have the same overlap"}
 

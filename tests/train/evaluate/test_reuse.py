@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from train.evaluate.reuse import gini, graphs_of_equal_degree, is_edge, is_part, mean_overlap, reuse_of
+from train.evaluate.gini import gini
+from train.evaluate.reuse import graphs_of_equal_degree, is_edge, is_part, mean_overlap, reuse_of
 
 
 def test_figures_of_a_small_graph_by_hand() -> None:
@@ -26,6 +27,7 @@ def test_figures_of_a_small_graph_by_hand() -> None:
     found = reuse_of(weights)
     assert (found.none, found.once, found.shared) == (0.2, 0.4, 0.4)
     assert found.gini == pytest.approx(1 / 3)  # out-degrees 0 1 1 2 2: Σ|a − b| / (2 n² mean) = 20 / 60
+    assert found.in_degree == 2
     first = math.exp(-2 * (1 / 2.05) * math.log(1 / 2.05) - (0.05 / 2.05) * math.log(0.05 / 2.05))
     assert found.parts == pytest.approx((first + 2 + 2) / 3)
     assert found.overlap == pytest.approx((1 / 3 + 1 / 3) / 6)
