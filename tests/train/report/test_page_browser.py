@@ -209,6 +209,13 @@ def test_curves_are_drawn_and_can_be_switched_off(opened: Any) -> None:
     assert all_of(opened, ".chart:last-child path.series")
 
 
+def test_what_is_next_to_nothing_does_not_stretch_a_chart(opened: Any) -> None:
+    lines = [{"ended": False, "y": values} for values in ([0.25, 0.5], [0.5, 1.0], [1e-16, 2e-16], [None, 0.0])]
+    assert opened.execute_script("return rangeOf(arguments[0], true)", lines) == [0.25, 1.0]
+    assert opened.execute_script("return rangeOf(arguments[0], true)", lines[2:]) == [1e-16, 2e-16]
+    assert len(opened.execute_script("return ticksOf([1e-9, 1e3], true)")) <= 7
+
+
 def test_a_narrow_screen_is_not_wider_than_it_is(opened: Any) -> None:
     opened.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": False}

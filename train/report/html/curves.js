@@ -12,10 +12,19 @@ function quantile(sorted, share) {
   return sorted[Math.min(sorted.length - 1, Math.max(0, Math.round(share * (sorted.length - 1))))];
 }
 
+// Lines but those whose middle is next to nothing: the identity's losses are 0 but for rounding.
+function notNothing(lines) {
+  const middle = values => quantile([...values].sort((a, b) => a - b), .5);
+  const filled = lines.filter(values => values.length);
+  const least = middle(filled.map(middle)) / 1000;
+  return filled.filter(values => middle(values) >= least);
+}
+
 // The range of nearly all values. The first steps of a run or a learner that blew up would flatten all the others.
 function rangeOf(series, log) {
   const sound = series.filter(line => !line.ended);
-  const values = (sound.length ? sound : series).flatMap(line => line.y).filter(y => y !== null && (!log || y > 0));
+  const lines = (sound.length ? sound : series).map(line => line.y.filter(y => y !== null && (!log || y > 0)));
+  const values = (log ? notNothing(lines) : lines).flat();
   if (!values.length) return null;
   values.sort((a, b) => a - b);
   let [low, high] = [values[0], values[values.length - 1]];
@@ -31,7 +40,9 @@ function ticksOf([low, high], log, most = 5) {
     const found = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
       for (const digit of [1, 2, 5]) if (digit * 10 ** power >= low && digit * 10 ** power <= high) found.push(digit * 10 ** power);
-    return found.length > most + 2 ? found.filter(tick => Number.isInteger(Math.log10(tick))) : found;
+    if (found.length <= most + 2) return found;
+    const tens = found.filter(tick => Number.isInteger(Math.log10(tick)));
+    return tens.filter((_, n) => n % Math.ceil(tens.length / (most + 2)) === 0);
   }
   const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough));
   const step = power * [1, 2, 5, 10].find(factor => factor * power >= rough);
