@@ -19,7 +19,7 @@ from markupsafe import Markup
 from common.errors import ConfigError, GranaryError
 from common.files import write_file
 from train.folders import ODD
-from train.report.figures import FIGURES, draw, study_of
+from train.report.figures import FIGURES, make_figure, study_of
 from train.report.figures.study import Study
 from train.report.gather import LearnerView, read_runs
 from train.report.kinds import stem_of
@@ -169,7 +169,7 @@ def draw_pictures(study: Study) -> list[Picture]:
     pictures = []
     for name in FIGURES:
         try:
-            pictures.append(Picture(name, data_address(draw(name, study).png)))
+            pictures.append(Picture(name, data_address(make_figure(name, study).png)))
         except GranaryError as error:
             pictures.append(Picture(name, "", str(error)))
     return pictures

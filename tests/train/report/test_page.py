@@ -29,12 +29,12 @@ EVIL = "</script><script>alert(1)</script><!--"
 def figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures take seconds, and are tested on their own: pictures of four bytes, and one that cannot be drawn."""
 
-    def draw(name: str, study: Study) -> Drawn:
+    def make_figure(name: str, study: Study) -> Drawn:
         if name == "faithfulness":
             raise StoreError(f"{study.records[0].name}: odd")
         return Drawn(b"\x89PNG", "", 3)
 
-    monkeypatch.setattr("train.report.page.draw", draw)
+    monkeypatch.setattr("train.report.page.make_figure", make_figure)
 
 
 def test_figures_are_in_the_page_or_why_not(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def plot(paths: Sequence[Path], out: Path | None = None, names: Sequence[str] = 
     if unknown is not None:
         raise ConfigError(f"--figure {unknown}: no such figure.{nearest(unknown, FIGURES)}")
     study = study_of(paths)
-    figures = {name: draw(name, study) for name in names or FIGURES}  # all before the first is written
+    figures = {name: make_figure(name, study) for name in names or FIGURES}  # all before the first is written
     return [write(folder, name, figure) for name, figure in figures.items()]
 
 
@@ -95,7 +95,7 @@ def study_of(paths: Sequence[Path]) -> Study:
     return make_study(records)
 
 
-def draw(name: str, study: Study) -> Drawn:
+def make_figure(name: str, study: Study) -> Drawn:
     """One figure.
 
     Raises:
@@ -109,7 +109,7 @@ def draw(name: str, study: Study) -> Drawn:
             raise
         if len(study.records) > 1:  # draw each alone, to find whose file it is
             for record in study.records:
-                draw(name, make_study([record]))
+                make_figure(name, make_study([record]))
         folders = ", ".join(str(record.run / record.name) for record in study.records)
         raise StoreError(
             f"{folders}: a result file holds what {name} cannot be drawn of ({type(error).__name__}: {error}). "
