@@ -62,6 +62,13 @@ class Forest:
             counts[self.spans[level]] = self.n_children(level - 1)
         return counts
 
+    def as_matrix(self, weights: Float[Tensor, " C"], level: int) -> Float[Tensor, "P C"]:
+        """Weights of the edges above the latents of `level`, by parent and child, 0 where there is no edge."""
+        children = torch.arange(self.n_linked(level), device=weights.device)
+        edges = weights.new_zeros(self.sizes[level - 1], self.sizes[level])
+        edges[children // self.n_children(level - 1), children] = weights[children]
+        return edges
+
     def families(self, children: Shaped[Tensor, "*_ C"], level: int) -> Shaped[Tensor, "*_ P F"]:
         """Values of the latents below `level` that have a parent, by parent of that level."""
         linked = children[..., : self.n_linked(level + 1)]

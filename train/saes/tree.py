@@ -29,13 +29,11 @@ from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.consistency import family_loss, kl_loss, l2_loss
 from train.saes.forest import LEAF, LEAST, MID, TOP, Forest
 from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
-from train.saes.repair import repair_landmarks, residual_directions
+from train.saes.repair import repair_landmarks, reset_dead_leaves
 from train.saes.sparsity import Mode, Sparsity, check_led
 from train.schedule import Clock
 
 INIT_NOISE = 0.1
-REPAIRED_SHARE = 0.05  # of the leaves, at most, at one landmark
-REPAIR_GAIN = 0.2  # encoder column of a repaired leaf over its decoder row
 Three = tuple[float, float, float]
 
 
@@ -125,16 +123,9 @@ class Tree(SAE):
         return dict(zip(("top", "mid", "leaf"), self.forest.spans, strict=True))
 
     def links(self) -> dict[tuple[str, str], Tensor | None]:
-        found: dict[tuple[str, str], Tensor | None] = {}
         weights, names = self.edge_weights(), list(self.groups())
-        for level in (MID, LEAF):
-            above, below = self.forest.spans[level - 1], self.forest.spans[level]
-            children = torch.arange(self.forest.n_linked(level), device=weights.device)
-            edges = weights.new_zeros(self.forest.sizes[level - 1], self.forest.sizes[level])
-            parents = self.parent[below][children] - above.start
-            edges[parents, children] = weights[below][children]
-            found[names[level - 1], names[level]] = edges
-        return found
+        levels = (MID, LEAF)
+        return {(names[i - 1], names[i]): self.forest.as_matrix(weights[self.forest.spans[i]], i) for i in levels}
 
     def _add_edges(self, name: str, start: Tensor, used: bool) -> None:
         self.register_parameter(name, nn.Parameter(start.expm1().log()) if used else None)  # softplus gives start
@@ -146,7 +137,7 @@ class Tree(SAE):
             noise = torch.randn(rows.shape, generator=generator) / math.sqrt(self.d_in)
             rows = rows / rows.norm(dim=-1, keepdim=True) + INIT_NOISE * noise
             self.W_dec[self.forest.spans[level]] = rows / rows.norm(dim=-1, keepdim=True)
-        self._write_rows()
+        self.write_rows()
         self.W_enc.copy_(self.W_dec.t())
 
     # ---- the tree ------------------------------------------------------------------------------------------
@@ -175,13 +166,14 @@ class Tree(SAE):
         return torch.cat(rows)
 
     @torch.no_grad()
-    def _write_rows(self) -> None:
+    def write_rows(self) -> None:
+        """Make W_dec what is decoded with."""
         if self.config.no_dec_skip:
-            self.W_dec.copy_(self.rows())  # so that W_dec is what is decoded with
+            self.W_dec.copy_(self.rows())
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
-        self._write_rows()
+        self.write_rows()
 
     # ---- codes ---------------------------------------------------------------------------------------------
 
@@ -301,32 +293,7 @@ class Tree(SAE):
 
     @torch.no_grad()
     def revise(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
-        """Reset dead leaves: the decoder row becomes what is most left over where their family is active."""
-        leaves = self.forest.spans[LEAF]
-        at_most = int(REPAIRED_SHARE * self.forest.sizes[LEAF])
-        dead = self.forest.families(self.dead(clock)[leaves], MID)
-        wanted = dead.any(-1)  # one leaf of a family at a time: two would get the same direction
-        if at_most == 0 or not bool(wanted.any()):
-            return {}
-        families, directions = residual_directions(self._left_over(batches), wanted, at_most)
-        chosen = leaves.start + families * self.forest.n_children(MID) + dead[families].int().argmax(-1)
-        reset = torch.zeros_like(self.tokens_silent, dtype=torch.bool)
-        reset[chosen] = True
-        self.W_dec[chosen] = directions
-        self.W_enc[:, chosen] = REPAIR_GAIN * directions.t()
-        self.b_enc[chosen] = 0.0
-        self.tokens_silent[chosen] = 0
-        self._write_rows()
-        edges = [name for name in ("up", "down", "kappa") if getattr(self, name) is not None]
-        return {"W_dec": reset[:, None]} | dict.fromkeys(["W_enc", "b_enc", *edges], reset)
-
-    def _left_over(self, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batch by batch: x − x̂ of valid tokens, and which middle latents or children of theirs are active."""
-        for batch in batches():
-            codes = self.encoded(batch, None)[1]
-            error = batch.x - self.reconstruct(torch.cat(codes, dim=-1), batch)
-            family = (codes[MID] > 0) | (self.forest.gathered(codes[LEAF], MID) > 0)
-            yield error[batch.valid].float(), family[batch.valid]
+        return reset_dead_leaves(self, batches, clock)
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:

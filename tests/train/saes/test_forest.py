@@ -27,3 +27,12 @@ def test_sums_go_up_and_values_go_down_the_edges() -> None:
     assert forest.gathered(leaves, MID).tolist() == [3, 7]
     assert forest.gathered(torch.tensor([8.0, 9.0]), TOP).tolist() == [8, 9]
     assert forest.handed_down(torch.tensor([8.0, 9.0]), LEAF).tolist() == [8, 8, 9, 9, 0]
+
+
+def test_edges_as_a_matrix_are_those_of_the_parents() -> None:
+    forest = Forest(9, "halves")
+    assert forest.as_matrix(torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]), LEAF).tolist() == [
+        [1, 2, 0, 0, 0],
+        [0, 0, 3, 4, 0],
+    ]
+    assert forest.as_matrix(torch.tensor([6.0, 7.0]), MID).tolist() == [[6, 0], [0, 7]]
