@@ -146,13 +146,18 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
     sample = u[:: max(len(u) // SAMPLED_ROWS, 1)]
     n_guessed = min(int(MARGIN * n_kept * len(sample) / len(u)) + 1, sample.numel())
     guess = torch.topk(sample.flatten(), n_guessed).values[-1].clamp_min(0.0)
-    candidates = (u > guess).flatten().nonzero().squeeze(-1)
+    candidates = _above(u, guess)
     if len(candidates) < n_kept and guess > 0:
-        candidates = (u > 0).flatten().nonzero().squeeze(-1)
+        candidates = _above(u, guess.new_zeros(()))
     if len(candidates) > n_kept:
         best = torch.topk(u.flatten()[candidates], n_kept, sorted=False).indices
         candidates = candidates[best.sort().values]
     return _places_of(candidates, u)
+
+
+def _above(u: Float[Tensor, "N L"], least: Float[Tensor, ""]) -> Int[Tensor, " K"]:
+    """Indices into the flattened u of what is above a value; NaN is, so that the loss shows it."""
+    return (~(u <= least)).flatten().nonzero().squeeze(-1)
 
 
 def _places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:

@@ -58,3 +58,12 @@ def test_top_k_of_some_looks_at_no_others() -> None:
     chosen = torch.where(some, u, -torch.inf).topk(2).indices.sort().values
     assert torch.equal(places.column.view(N, 2).sort().values, chosen)
     assert len(keep_top_k_of(u, some, 8).column) == 3 * N
+
+
+@pytest.mark.parametrize("spoiled", [(slice(None),), (1, 3)])
+def test_what_is_not_a_number_is_kept_for_all_to_see(spoiled: tuple[slice | int, ...]) -> None:
+    u = random(640, 8)
+    u[spoiled] = torch.nan
+    places = keep_batch_top_k(u, 100)
+    assert len(places.column) == 100
+    assert u[places.row, places.column].isnan().any()
