@@ -104,7 +104,7 @@ def point_of(folder: Path, result: dict[str, Any], identity: dict[str, Any]) -> 
     """A learner's point, from its config.json, its result.json and what decides its run."""
     config, metrics = read_json(folder / "config.json"), result["metrics"]
     return Point(
-        name=result["name"],
+        name=str(result["name"]),
         kind=kind_of(config, identity),
         seed=seed_of(config, identity),
         aim=aim_of(config),
