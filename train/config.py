@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from common.config import Count, Settings
+from common.places import Location
 
 Kernels = Literal["auto", "plain", "sparse"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -67,7 +68,7 @@ class LearnerConfig(Settings):
 class FitConfig(DataConfig):
     """One run: a store, how much of it, and the learners."""
 
-    cache: Path = Field(description="The store.")
+    cache: Location = Field(description="The store.")
     steps: Count | None = Field(None, gt=0, description="Steps to take.")
     tokens: Count | None = Field(None, gt=0, description="Tokens to train on, rounded down to whole batches.")
     passes: float | None = Field(
@@ -83,8 +84,8 @@ class FitConfig(DataConfig):
     )
     kernels: Kernels = Field(
         "auto",
-        description="Steps of variants that keep k latents of a linear encoder. sparse: from the kept ones alone; "
-        "plain: from all; auto: sparse on a CPU.",
+        description="Steps of variants that keep k latents. sparse: from the kept ones alone; plain: from all; "
+        "auto: sparse on a CPU.",
     )
     log_every: Count | None = Field(
         None, gt=0, description="Steps between metrics; default: a hundredth of the run, at most 100."
@@ -133,7 +134,7 @@ class ImportConfig(Settings):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    cache: Path = Field(description="The store.")
+    cache: Location = Field(description="The store.")
     out: Path = Field(description="Run folder; a new one.")
     name: str | None = Field(None, description="The learner's name; default: that of the folder.")
     hook: str | None = Field(None, description="Hook of the store; default: the SAE's own, or the store's only one.")
@@ -169,7 +170,7 @@ class EvalConfig(Settings):
 
     suite: str = Field("heldout", description="Suites, separated by commas.")
     max_tokens: Count | None = Field(None, gt=0, description="Held-out tokens to look at; default: all.")
-    cache: Path | None = Field(None, description="Where the store is now, if it has moved.")
+    cache: Location | None = Field(None, description="Where the store is now, if it has moved.")
     model: str | None = Field(None, description="Where the store's model is now, if it has moved.")
     device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
     baseline: str | None = Field(
@@ -251,7 +252,7 @@ class UnlearnConfig(Settings):
         (0, 1, 2, 5, 10, 20), description="Clamp to minus so many times a latent's mean activation; repeatable."
     )
     absolute: tuple[float, ...] = Field((25, 50, 100, 200), description="Clamp to minus this, raw units; repeatable.")
-    cache: Path | None = Field(None, description="Where the store is now, if it has moved.")
+    cache: Location | None = Field(None, description="Where the store is now, if it has moved.")
     model: str | None = Field(None, description="Where the store's model is now, or the model that --data is asked of.")
     device: str = Field("auto", description="cpu, cuda, …; auto takes a GPU when there is one.")
 

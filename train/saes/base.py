@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from common.config import Count, Settings
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
-from train.saes.kept import Codes
+from train.saes.kept import Codes, product
 from train.saes.sparsity import check_led
 from train.schedule import Clock, dead_after
 
@@ -206,6 +206,10 @@ class SAE(nn.Module, ABC):
     def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
         """x̂ from latents; `batch` says which positions belong together, its x is not looked at."""
         return latents @ self.W_dec + self.b_dec
+
+    def written(self, codes: Float[Tensor, "B T G"], rows: Float[Tensor, "G D"]) -> Float[Tensor, "B T D"]:
+        """codes @ rows in a training step, in float32; codes that are 0 were not chosen and pass no gradient."""
+        return product(codes, rows, self.sparse)
 
     @abstractmethod
     def training_pass(self, batch: Batch, clock: Clock) -> Output:

@@ -89,6 +89,7 @@ class Compositional(SAE):
     """See the module's formula."""
 
     variant = "compositional"
+    can_be_sparse = True
     Config = CompositionalConfig
     config: CompositionalConfig
     logits_mid: nn.Parameter
@@ -220,7 +221,7 @@ class Compositional(SAE):
         for weight, level in zip(self.omega, (HIGH, MID, LOW), strict=True):
             if weight:  # levels without a loss of their own are written with the next one
                 more = slice(written, self.places[level].stop)
-                reconstruction = (latents[..., more] @ W_dec[more]).float() + reconstruction
+                reconstruction = self.written(latents[..., more], W_dec[more]) + reconstruction
                 loss = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
                 losses.append(weight * loss)
                 written = self.places[level].stop

@@ -51,7 +51,7 @@ def flat_pass(sae: Compositional, batch: Batch, clock: Clock) -> Output:
     rows = sae.W_dec[place] if sae.config.decoder == "free" else sae.W_low
     u, f = flat(sae, batch, clock)
     update_average_(sae.sparsity.threshold[LOW], smallest_kept(f), averaging(clock.n_steps), clock.step == 0)
-    reconstruction = (f @ rows).float() + sae.b_dec
+    reconstruction = sae.written(f, rows) + sae.b_dec
     dead = sae.dead(clock)[place]
     aux = aux_k_loss(batch.x - reconstruction, u, dead, rows, batch.valid)
     count_silence_(sae.tokens_silent[place], f, batch.n_valid)

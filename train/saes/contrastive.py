@@ -124,6 +124,7 @@ class Contrastive(SAE):
     """
 
     variant = "contrastive"
+    can_be_sparse = True
     Config = ContrastiveConfig
     config: ContrastiveConfig
     plain = {"lambda_c": 0.0, "high_weight": 0.0, "sparsity": "joint"}
@@ -174,14 +175,14 @@ class Contrastive(SAE):
         first = [self.sparsity.active(part, g, batch.n_valid, clock) for g, part in enumerate(groups)]
         codes = self.sparsity.settle(groups, first, batch.n_valid, clock)
         latents = torch.cat(codes, dim=-1)
-        reconstruction = (latents @ self.W_dec).float() + self.b_dec
+        reconstruction = self.written(latents, self.W_dec) + self.b_dec
         dead = self.dead(clock)
         aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         full = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
         parts = {"reconstruction": (1 - self.config.high_weight) * full, "aux": self.config.aux_alpha * aux}
         if self.config.high_weight > 0:
-            alone = (codes[0] @ self.W_dec[: self.n_high]).float() + self.b_dec
+            alone = self.written(codes[0], self.W_dec[: self.n_high]) + self.b_dec
             loss = reconstruction_loss(batch.x, alone, batch.valid, batch.n_valid)
             parts["reconstruction_high"] = self.config.high_weight * loss
         parts |= self.sparsity.penalty(codes, batch.n_valid, clock)

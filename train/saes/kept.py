@@ -20,7 +20,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.saes.places import Choice, Entries, Places, keep_top_k_of
+from train.saes.places import Choice, Entries, Places, keep_top_k_of, places_of
+
+FEW = 1 / 16  # share of codes up to which sparse products are the faster ones
 
 
 def sparse_pays(device: torch.device) -> bool:
@@ -60,6 +62,13 @@ class Kept:
     places: Places
     shape: tuple[int, int, int]
 
+    @classmethod
+    def of(cls, codes: Float[Tensor, "B T L"], chosen: Int[Tensor, " K"]) -> Kept:
+        """Those of dense codes at ascending indices into them, flattened; gradients go to these alone."""
+        flat = codes.flatten(0, 1)
+        shape = (codes.shape[0], codes.shape[1], codes.shape[2])
+        return cls(flat.flatten().gather(0, chosen), places_of(chosen, flat), shape)
+
     def times(self, dense: Float[Tensor, "L D"]) -> Float[Tensor, "B T D"]:
         """codes @ dense, in float32."""
         product: Tensor = _Times.apply(self.values, dense, self.places)  # type: ignore[no-untyped-call]
@@ -90,6 +99,22 @@ class Kept:
 
 Codes = Tensor | Kept
 """Codes [batch, window, latents], all of them or the kept ones."""
+
+
+def product(codes: Codes, dense: Float[Tensor, "L D"], sparse: bool = False) -> Float[Tensor, "B T D"]:
+    """codes @ dense in float32.
+
+    Args:
+        sparse: of dense codes take those that are not 0, if they are few. Only for codes that were chosen among others:
+            the gradient of a code that is 0 is left out, and it must be one that goes nowhere.
+    """
+    if isinstance(codes, Kept):
+        return codes.times(dense)
+    if sparse:
+        chosen = codes.detach().flatten().nonzero().squeeze(-1)
+        if len(chosen) <= FEW * codes.numel():
+            return Kept.of(codes, chosen).times(dense)
+    return (codes @ dense).float()
 
 
 class _Encoded(torch.autograd.Function):

@@ -18,7 +18,7 @@ from torch import Tensor
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.kept import Codes, Kept, encode_kept
+from train.saes.kept import Codes, Kept, encode_kept, product
 from train.saes.parts import (
     aux_k_loss,
     count_silence_,
@@ -59,7 +59,7 @@ class LinearSAE(SAE):
 
     def rebuild(self, latents: Codes, batch: Batch) -> tuple[Tensor, Float[Tensor, "B T D"], dict[str, Tensor]]:
         """Loss and reconstruction from the codes of a step, and what of them is worth logging."""
-        reconstruction = times(latents, self.W_dec) + self.b_dec
+        reconstruction = product(latents, self.W_dec) + self.b_dec
         return reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid), reconstruction, {}
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
@@ -124,8 +124,3 @@ class BatchLinearSAE(LinearSAE):
 
     def fold_extra(self, scale: Tensor) -> None:
         self.sparsity.fold(scale)
-
-
-def times(latents: Codes, dense: Float[Tensor, "L D"]) -> Float[Tensor, "B T D"]:
-    """codes @ dense in float32, whichever way the codes are held."""
-    return latents.times(dense) if isinstance(latents, Kept) else (latents @ dense).float()

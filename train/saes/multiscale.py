@@ -92,6 +92,7 @@ class MultiScale(SAE):
     """
 
     variant = "multiscale"
+    can_be_sparse = True
     sees_past = True
     Config = MultiScaleConfig
     config: MultiScaleConfig
@@ -187,7 +188,7 @@ class MultiScale(SAE):
         if targets:
             reconstruction, parts["scale"] = self.scale_targets(batch, latents, past)
         else:
-            reconstruction = (latents @ self.W_dec).float() + self.b_dec
+            reconstruction = self.written(latents, self.W_dec) + self.b_dec
         dead = self.dead(clock)
         aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
         parts["reconstruction"] = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
@@ -211,7 +212,7 @@ class MultiScale(SAE):
         so_far, losses = torch.zeros_like(batch.x), []
         for number in reversed(range(len(groups))):
             codes, rows = groups[number]
-            so_far = so_far + (codes @ rows).float()
+            so_far = so_far + self.written(codes, rows)
             if number == 0:
                 break  # the last sum is x̂, whose target is x itself
             seen = [past[lag] for lag in (0, *self.lags(self.config.dilations[number]))]

@@ -142,7 +142,7 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
     """
     if u.is_cuda:
         largest = torch.topk(u.flatten(), min(n_kept, u.numel()), sorted=False).indices
-        return _places_of(largest.sort().values, u)
+        return places_of(largest.sort().values, u)
     sample = u[:: max(len(u) // SAMPLED_ROWS, 1)]
     n_guessed = min(int(MARGIN * n_kept * len(sample) / len(u)) + 1, sample.numel())
     guess = torch.topk(sample.flatten(), n_guessed).values[-1].clamp_min(0.0)
@@ -152,7 +152,7 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
     if len(candidates) > n_kept:
         best = torch.topk(u.flatten()[candidates], n_kept, sorted=False).indices
         candidates = candidates[best.sort().values]
-    return _places_of(candidates, u)
+    return places_of(candidates, u)
 
 
 def _above(u: Float[Tensor, "N L"], least: Float[Tensor, ""]) -> Int[Tensor, " K"]:
@@ -160,7 +160,7 @@ def _above(u: Float[Tensor, "N L"], least: Float[Tensor, ""]) -> Int[Tensor, " K
     return (~(u <= least)).flatten().nonzero().squeeze(-1)
 
 
-def _places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:
+def places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:
     """Places of ascending indices into the flattened u."""
     row = flat // u.shape[-1]
     first = torch.searchsorted(row, torch.arange(len(u) + 1, device=u.device))

@@ -22,8 +22,8 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import KeptConfig
-from train.saes.kept import Codes
-from train.saes.linear import BatchLinearSAE, times
+from train.saes.kept import Codes, product
+from train.saes.linear import BatchLinearSAE
 from train.saes.parts import reconstruction_loss
 from train.saes.past import lagged
 
@@ -66,13 +66,13 @@ class Predictor(BatchLinearSAE):
         """What the past codes say of x."""
         if not self.config.rank:
             return self.b_dec.new_zeros(*latents.shape[:-1], self.d_in)
-        return (lagged(times(latents, self.W_past), self.lag_weights, batch) @ self.W_out).float()
+        return (lagged(product(latents, self.W_past), self.lag_weights, batch) @ self.W_out).float()
 
     def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
-        return times(latents, self.W_dec) + self.b_dec + self.from_past(latents, batch)
+        return product(latents, self.W_dec) + self.b_dec + self.from_past(latents, batch)
 
     def rebuild(self, latents: Codes, batch: Batch) -> tuple[Tensor, Float[Tensor, "B T D"], dict[str, Tensor]]:
-        direct = times(latents, self.W_dec) + self.b_dec
+        direct = product(latents, self.W_dec) + self.b_dec
         reconstruction = direct + self.from_past(latents, batch)
         without = reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid)
         loss = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)

@@ -112,6 +112,7 @@ class Relational(SAE):
     """
 
     variant = "relational"
+    can_be_sparse = True
     sees_past = True
     Config = RelationalConfig
     config: RelationalConfig
@@ -267,7 +268,7 @@ class Relational(SAE):
         groups = [masked(torch.relu(u), batch.valid, batch.n_valid) for u in (temporal, static)]
         kept = [self.sparsity.active(u, i, batch.n_valid, clock) for i, u in enumerate(groups)]
         latents = torch.cat(self.sparsity.settle(groups, kept, batch.n_valid, clock), dim=-1)
-        direct = (latents @ self.W_dec).float() + self.b_dec
+        direct = self.written(latents, self.W_dec) + self.b_dec
         reconstruction = direct + self.from_past(latents, batch)
         dead = self.dead(clock)
         aux = aux_k_loss(batch.x - reconstruction, torch.cat(groups, dim=-1), dead, self.W_dec, batch.valid)

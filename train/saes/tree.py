@@ -83,6 +83,7 @@ class Tree(SAE):
     """
 
     variant = "tree"
+    can_be_sparse = True
     Config = TreeConfig
     config: TreeConfig
     plain = {
@@ -239,11 +240,11 @@ class Tree(SAE):
     def _nested(self, batch: Batch, written: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         nesting = self.config.nesting
         if not any(nesting[:LEAF]):
-            whole = (written @ rows).float() + self.b_dec
+            whole = self.written(written, rows) + self.b_dec
             return reconstruction_loss(batch.x, whole, batch.valid, batch.n_valid), whole
         losses, whole = [], self.b_dec
         for span, weight in zip(self.forest.spans, nesting, strict=True):
-            whole = whole + (written[..., span] @ rows[span]).float()
+            whole = whole + self.written(written[..., span], rows[span])
             loss = reconstruction_loss(batch.x, whole, batch.valid, batch.n_valid)
             losses.append(weight / sum(nesting) * loss)
         return torch.stack(losses).sum(), whole
