@@ -105,6 +105,11 @@ class FitConfig(DataConfig):
         gt=0,
         description="Learners trained together, the rest after them on the same batches; default: what memory allows.",
     )
+    parallel: Literal["auto", "learners", "batch"] = Field(
+        "auto",
+        description="What torchrun's processes share: the learners, or the rows of each batch; auto: the learners, "
+        "where there are several.",
+    )
     out: Path | None = Field(None, description="Run folder; default runs/<store>.")
     learner: tuple[LearnerConfig, ...] = Field((), description="The learners; [[learner]] tables in a TOML file.")
 
@@ -123,6 +128,12 @@ class FitConfig(DataConfig):
     def data(self) -> DataConfig:
         """The data settings alone."""
         return DataConfig(**{name: getattr(self, name) for name in DataConfig.model_fields})
+
+    def shared_by(self) -> Literal["learners", "batch"]:
+        """What several processes share."""
+        if self.parallel == "auto":
+            return "learners" if len(self.learner) > 1 else "batch"
+        return self.parallel
 
     def run_folder(self) -> Path:
         """Where the run goes: `--out`, or `runs/<store>`."""

@@ -37,6 +37,7 @@ from train.saes import save_sae
 
 NOT_DECISIVE = {
     "cache", "out", "device", "precision", "log_every", "checkpoint_every", "keep_every", "eval_tokens", "at_once",
+    "parallel",
 }  # fmt: skip
 
 

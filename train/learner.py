@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from train.collective import all_sums, before_this_rank, over_ranks, sum_gradients_
 from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.optim import make_optimizer, normalise_rows_, project_gradient_
@@ -123,6 +124,7 @@ class Learner:
         total = output.total
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
+        sum_gradients_(self.parameters)
         rows = [self.sae.get_parameter(name) for name in self.sae.unit_rows]
         for weight in rows:
             if weight.grad is not None:
@@ -160,11 +162,11 @@ class Learner:
         errors = masked(batch.x - output.reconstruction, batch.valid, batch.n_valid)
         self.sums.add("steps", torch.ones((), device=self.device))
         self.sums.add("tokens", torch.full((), batch.n_valid, device=self.device))
-        self.sums.add("x", kept.sum((0, 1)))
-        self.sums.add("x2", kept.square().sum())
-        self.sums.add("error2", errors.square().sum())
-        active = self._count_active(output.latents, batch)
-        self.sums.add("l0", active)
+        own = {"x": kept.sum((0, 1)), "x2": kept.square().sum(), "error2": errors.square().sum()}
+        whole = all_sums(own | self._count_active(output.latents, batch))
+        for name, value in whole.items():
+            self.sums.add(name, value)
+        active = whole["l0"]
         quiet = torch.where(active < batch.n_valid, self.quiet_steps[0] + 1, 0)
         self.quiet_steps = torch.stack([quiet, torch.maximum(quiet, self.quiet_steps[1])])
         self.sums.add("loss", total)
@@ -176,34 +178,31 @@ class Learner:
         self.sums.largest("grad_norm_max", norm)
         self.last_loss = torch.where(torch.isfinite(total), total.double(), self.last_loss)
 
-    def _count_active(self, codes: Codes, batch: Batch) -> Tensor:
-        """How many codes are above 0, noted by group and latent as well, and what they add up to."""
+    def _count_active(self, codes: Codes, batch: Batch) -> dict[str, Tensor]:
+        """How many codes are above 0, by group and latent as well, and what they add up to."""
         groups = self.sae.groups() or {"": slice(None)}
         if isinstance(codes, Kept):
             fired = codes.fired()
-            self.sums.add("firing", fired)
-            self.sums.add("sampled", torch.full((), batch.n_valid, device=self.device))
-            self.sums.add("l1", codes.values.sum())
+            found = {"firing": fired, "sampled": batch.valid.sum(), "l1": codes.values.sum()}
             counts = {name: fired[place].sum() for name, place in groups.items()}
         else:
             latents = masked(codes, batch.valid, batch.n_valid)
-            if self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values:
-                self._sample_firing(latents, batch)
-            self.sums.add("l1", latents.sum())
+            sampled = self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values
+            found = {"l1": latents.sum()} | (self._sample_firing(latents, batch) if sampled else {})
             # a third of the time of a sum over a comparison
             counts = {name: torch.count_nonzero(latents[..., place]) for name, place in groups.items()}
-        for name, count in counts.items():
-            if name:
-                self.sums.add(f"group/{name.replace(' ', '_')}", count)
-        return torch.stack(list(counts.values())).sum()
+        found["l0"] = torch.stack(list(counts.values())).sum()
+        return found | {f"group/{name.replace(' ', '_')}": count for name, count in counts.items() if name}
 
-    def _sample_firing(self, latents: Tensor, batch: Batch) -> None:
-        """Note on how many tokens of a sample each latent is active: every n-th token, from another one each time."""
+    def _sample_firing(self, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """On how many tokens of a sample each latent is active: every n-th token, from another one each time."""
         n_tokens = latents.shape[0] * latents.shape[1]
-        stride = max(n_tokens // SAMPLE_TOKENS, 1)
-        chosen = slice(self.step // SAMPLE_EVERY % stride, None, stride)
-        self.sums.add("firing", (latents.flatten(0, 1)[chosen] > 0).sum(0))
-        self.sums.add("sampled", batch.valid.flatten()[chosen].sum())
+        stride = max(over_ranks(n_tokens) // SAMPLE_TOKENS, 1)
+        chosen = slice((self.step // SAMPLE_EVERY - before_this_rank(n_tokens)) % stride, None, stride)
+        return {
+            "firing": (latents.flatten(0, 1)[chosen] > 0).sum(0),
+            "sampled": batch.valid.flatten()[chosen].sum(),
+        }
 
     def read_metrics(self) -> dict[str, Any]:
         """Means over the steps since the last reading; waits for the device, then starts the sums anew.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +18,7 @@ from torch import Tensor
 from common.errors import ConfigError, DataError, GranaryError, StoreError
 from train.checkpoint import newest_whole, save_checkpoint
 from train.config import FitConfig
+from train.data.batch import Batch
 from train.data.reader import Batches
 from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
@@ -91,8 +94,18 @@ def starting_point(batches: Batches, window: int) -> tuple[float, Tensor]:
     return scale, geometric_median(batch.x[batch.valid].float() * scale)
 
 
-def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path) -> str | None:
+def rehearse(
+    learner: Learner,
+    batches: Batches,
+    config: FitConfig,
+    folder: Path,
+    rows: Batch,
+    sharing: Callable[[], AbstractContextManager[None]],
+) -> str | None:
     """One step, one evaluation, one checkpoint saved and loaded, on copies in a scratch folder beside the run.
+
+    Args:
+        rows: the first batch, or this rank's rows of it; `sharing` is the scope of a step on them.
 
     Returns:
         Why this learner has diverged in its first step, or None.
@@ -102,20 +115,21 @@ def rehearse(learner: Learner, batches: Batches, config: FitConfig, folder: Path
         GranaryError: whatever fails, named after the learner.
     """
     window = learner.sae.window
-    trial = Learner(learner.config, copy.deepcopy(learner.sae), learner.n_steps, learner.device, learner.precision)
+    sae, n_steps = copy.deepcopy(learner.sae), learner.n_steps
+    trial = Learner(learner.config, sae, n_steps, learner.device, learner.precision, config.kernels)
     try:
-        batch = batches.batch(0, config.batch_size // window, window)
-        if not bool(torch.isfinite(batch.x).all()):
+        if not bool(torch.isfinite(batches.batch(0, config.batch_size // window, window).x).all()):
             raise StoreError(
                 f"{config.cache}: the first batch holds values that are not finite. Run: harvest verify {config.cache}"
             )
-        batch = batch.with_x(batch.x.float())
+        batch = rows.with_x(rows.x.float())
         loss = math.nan
         for step in (0, *[later for later in trial.sae.landmarks(trial.n_steps) if later][:REHEARSED_LANDMARKS]):
             trial.step = step
             if trial.at_landmark():
                 trial.revise(lambda: [batch.with_x(batch.x * trial.sae.scale)], config.batch_size)
-            trial.train_step(batch, config.batch_size)
+            with sharing():
+                trial.train_step(batch, config.batch_size)
             loss = trial.read_metrics()["loss"]
         if not math.isfinite(loss):
             return f"the loss of the first step is {loss}, on data that is finite; look at the learner's settings"

@@ -19,6 +19,7 @@ from common.files import read_json, write_file, write_json
 from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import newest_whole
+from train.collective import copy_from_first_
 from train.config import DataConfig, FitConfig, LearnerConfig
 from train.data.mixing import mixing
 from train.data.reader import Batches, DataPlan, digest_of
@@ -28,7 +29,7 @@ from train.preflight import Amount, rehearse, resolve_precision, resolve_steps, 
 from train.ranks import Ranks
 from train.record import Status
 from train.run import DATA_FILE, RUN_FILE, STATUS_FILE, Run, end_learner, identity_with
-from train.saes import settle_config, variant_class
+from train.saes import REGISTRY, settle_config, variant_class
 from train.saes.base import SAEConfig
 
 BEFORE_START = re.compile(r"\.lock|status\.json.*|run\.toml.*|data\.json\.aside|\.rehearsal-.*")  # a start cut short
@@ -200,6 +201,27 @@ def settle_learners(config: FitConfig, store: Store) -> dict[str, SAEConfig]:
     }
 
 
+def refuse_unsplit(config: FitConfig, saes: dict[str, SAEConfig], n_ranks: int) -> None:
+    """Nothing, if every learner can be trained with its batches split over so many ranks.
+
+    Raises:
+        ConfigError: a variant whose loss is no sum over tokens, or rows that cannot be dealt evenly.
+    """
+    for learner in config.learner:
+        if not variant_class(learner.variant).can_split:
+            known = ", ".join(name for name, variant in REGISTRY.items() if variant.can_split)
+            raise ConfigError(
+                f"learner '{learner.name}': batches of {learner.variant} cannot be split over ranks; those of {known} "
+                "can. Spread learners with --parallel learners, or train it in one process."
+            )
+        n_windows = config.batch_size // saes[learner.name].window
+        if n_windows % n_ranks:
+            raise ConfigError(
+                f"--batch-size {config.batch_size:,}: {n_windows:,} windows for learner '{learner.name}' cannot be "
+                f"dealt evenly to {n_ranks} ranks. Choose a multiple of {n_ranks * saes[learner.name].window:,}."
+            )
+
+
 def windows_of(saes: dict[str, SAEConfig]) -> set[int]:
     return {sae.window for sae in saes.values()}
 
@@ -207,7 +229,8 @@ def windows_of(saes: dict[str, SAEConfig]) -> set[int]:
 def prepare(run: Run) -> None:
     """Rehearse every learner that is new, and write down what the run is."""
     run.ranks.first_does(lambda: clear_rehearsals(run.folder))
-    diverged = run.ranks.together(lambda: rehearse_new(run))
+    # ranks in step talk to each other in a rehearsal: one that fails must not wait for the others
+    diverged = rehearse_new(run) if run.ranks.in_step else run.ranks.together(lambda: rehearse_new(run))
     run.ranks.first_does(lambda: write_plan(run))  # before any learner's folder: one without a plan is not a run
     for config, reason in diverged:
         end_learner(run, config, "diverged", reason)
@@ -233,7 +256,8 @@ def rehearse_new(run: Run) -> list[tuple[LearnerConfig, str]]:
         if kind in tried or (run.folder_of(config.name) / "checkpoints").exists() or run.stop.asked:
             continue
         tried.add(kind)
-        reason = rehearse(started(run, config), run.batches, run.config, run.folder)
+        rows = run.rows(0, run.saes[config.name].window)
+        reason = rehearse(started(run, config), run.batches, run.config, run.folder, rows, run.sharing)
         if reason is not None:
             diverged.append((config, reason))
     return diverged
@@ -285,3 +309,23 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
     if run.ranks.writes:
         run.metrics_of(learner).keep_until(learner.step)
     return learner
+
+
+def stand_together(run: Run) -> None:
+    """Let ranks in step begin from the same bits, those of rank 0.
+
+    Raises:
+        StoreError: they found checkpoints of different steps.
+    """
+    if not run.ranks.in_step:
+        return
+    for number, steps in enumerate(run.ranks.gather({learner.name: learner.step for learner in run.learners})):
+        mine = {learner.name: learner.step for learner in run.learners}
+        if steps != mine:
+            raise StoreError(
+                f"{run.folder}: rank {number} begins at {steps}, rank {run.ranks.rank} at {mine}. All ranks must see "
+                "one run folder: put it where they do, with --out."
+            )
+    with run.sharing():
+        for learner in run.learners:
+            copy_from_first_(tensor for tensors in learner.tensors().values() for tensor in tensors.values())

@@ -51,6 +51,7 @@ class Ranks:
         rank: number of this process, from 0; `size`: how many there are.
         local_rank, local_size: the same among those of this machine.
         mode: how the work is shared.
+        data: what tensors of a step go over, for ranks in step.
         board: key-value store of all ranks, for what they tell of their learners.
     """
 
@@ -59,6 +60,7 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     mode: Mode = "learners"
+    data: Any = None
     board: Any = None
 
     @property
@@ -78,6 +80,13 @@ class Ranks:
     def sharing(self, mode: Mode) -> Ranks:
         """The same ranks, sharing the work in this way."""
         return replace(self, mode=mode)
+
+    def linked(self, device: torch.device) -> Ranks:
+        """The same ranks, able to sum tensors of this device where they go in step."""
+        if not self.in_step:
+            return self
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        return replace(self, data=dist.new_group(backend=backend, timeout=PATIENCE))
 
     def own(self, learners: Sequence[T]) -> list[T]:
         """Of what is to be trained, this rank's part."""

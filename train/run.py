@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from common.files import read_json, write_json
 from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import checkpoints, save_checkpoint, step_of
+from train.collective import Shared, shared_batch
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan
@@ -133,6 +135,18 @@ class Run:
             return [learner for learner in mine if not self.ended(learner.name) and learner.name not in self.failed]
 
         return self.ranks.first_does(left) if self.ranks.in_step else left()
+
+    def rows(self, step: int, window: int, reuse: bool = False) -> Batch:
+        """Batch number `step`, or this rank's rows of it; see `Batches.batch`."""
+        n_windows = self.config.batch_size // window
+        if not self.ranks.in_step:
+            return self.batches.batch(step, n_windows, window, reuse)
+        return self.batches.share(step, n_windows, window, self.ranks.rank, self.ranks.size, reuse)
+
+    def sharing(self) -> AbstractContextManager[None]:
+        """The scope of a step on `rows`."""
+        ranks = self.ranks
+        return shared_batch(Shared(ranks.rank, ranks.size, ranks.data) if ranks.in_step else None)
 
     def say(self, message: str) -> None:
         """A line for the person at the terminal, by the process that writes."""

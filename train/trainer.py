@@ -32,7 +32,16 @@ from train.finish import conclude, finish, finished_outcome
 from train.learner import Learner
 from train.monitors import ALARM_SHARE, ALARM_STEPS, alarms, dense_alarm, verdict
 from train.preflight import learners_at_once
-from train.prepare import bring, load_plan, make_run, prepare, settle_learners, windows_of
+from train.prepare import (
+    bring,
+    load_plan,
+    make_run,
+    prepare,
+    refuse_unsplit,
+    settle_learners,
+    stand_together,
+    windows_of,
+)
 from train.ranks import ALONE, RankLost, Ranks
 from train.run import (
     Outcome,
@@ -65,12 +74,14 @@ def fit(config: FitConfig, stop: Stop, ranks: Ranks = ALONE) -> Outcome:
         TrainingError: every learner diverged or failed.
     """
     started = time.monotonic()
+    ranks = ranks.sharing(config.shared_by())
     folder = config.run_folder()
     done = ranks.first_does(lambda: look_at(config, folder))
     if done is not None:
         return done
     device = ranks.together(lambda: ranks.device(resolve_device(config.device)))
-    plan = ranks.first_does(lambda: make_plan(config, folder))
+    plan = ranks.first_does(lambda: make_plan(config, folder, ranks))
+    ranks = ranks.linked(device)
     store = ranks.together(lambda: Store.open(config.cache))  # after the plan: it may have grown until then
     saes = settle_learners(config, store)
     with contextlib.closing(Batches(store, plan, device)) as batches:
@@ -94,10 +105,17 @@ def look_at(config: FitConfig, folder: Path) -> Outcome | None:
     return done
 
 
-def make_plan(config: FitConfig, folder: Path) -> DataPlan:
-    """The data plan of the run in `folder`, or of a new one."""
+def make_plan(config: FitConfig, folder: Path, ranks: Ranks) -> DataPlan:
+    """The data plan of the run in `folder`, or of a new one.
+
+    Raises:
+        ConfigError: settings that do not fit the store, or ranks among which batches cannot be split.
+    """
     store = Store.open(config.cache)
-    windows = windows_of(settle_learners(config, store))
+    saes = settle_learners(config, store)
+    windows = windows_of(saes)
+    if ranks.in_step:
+        refuse_unsplit(config, saes, ranks.size)
     plan = load_plan(folder, store) or plan_data(store, config.data(), config.seed, windows)
     return with_windows(store, plan, windows)
 
@@ -160,6 +178,7 @@ def take_round(run: Run, configs: list[LearnerConfig]) -> None:
     for config in configs:
         with alone(run, config, "before its first step"):
             run.learners.append(bring(run, config))
+    stand_together(run)
     note_status(run)
     train(run)
     trained = time.monotonic()
@@ -250,9 +269,9 @@ def train_step(run: Run, step: int) -> None:
                 with timed(learner):
                     learner.revise(functools.partial(scaled_batches, run, learner), run.config.batch_size)
             if window not in by_window:
-                batch = run.batches.batch(step, run.config.batch_size // window, window, reuse=True)
+                batch = run.rows(step, window, reuse=True)
                 by_window[window] = batch.with_x(batch.x.float())
-            with timed(learner):
+            with timed(learner), run.sharing():
                 learner.train_step(by_window[window], run.config.batch_size)
 
 

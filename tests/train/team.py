@@ -7,7 +7,8 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.warm import Child, Ended, WarmServer
+from tests.warm import Child, Ended, WarmServer, wait_for
+from train.checkpoint import checkpoints, step_of
 
 
 @dataclass
@@ -39,3 +40,14 @@ def run_team(warm: WarmServer, argv: list[str], cwd: Path, n_ranks: int = 2) -> 
     ended = start_team(warm, argv, cwd, n_ranks).wait()
     assert [one.code for one in ended] == [0] * n_ranks, "\n".join(one.err for one in ended)
     return ended
+
+
+def newest_step(learner: Path) -> int:
+    """Of a learner's checkpoints; 0 while there is none."""
+    return max((step_of(path) for path in checkpoints(learner / "checkpoints")), default=0)
+
+
+def wait_for_steps(learner: Path, n_steps: int) -> None:
+    """Until a checkpoint lies so many steps after the newest there is."""
+    before = newest_step(learner)
+    wait_for(lambda: newest_step(learner) >= before + n_steps)

@@ -15,10 +15,9 @@ import torch
 
 from common.errors import ConfigError
 from common.stopping import Stop
-from tests.train.runs import equal
-from tests.train.team import run_team, start_team
-from tests.warm import ROOT, WarmServer, wait_for
-from train.checkpoint import checkpoints, step_of
+from tests.train.runs import equal, status_of
+from tests.train.team import run_team, start_team, wait_for_steps
+from tests.warm import ROOT, WarmServer
 from train.ranks import ALONE, Ranks
 
 LEARNERS = ("topk", "batchtopk", "predictor")  # rank 0 of 2 has the first and the last
@@ -39,20 +38,6 @@ def straight(shared_store: Path, warm: WarmServer, tmp_path_factory: pytest.Temp
     folder = tmp_path_factory.mktemp("straight")
     assert warm.run(argv(shared_store, "r"), folder).code == 0
     return folder / "r"
-
-
-def status_of(run: Path) -> dict[str, Any]:
-    return dict(json.loads((run / "status.json").read_text()))
-
-
-def wait_for_steps(learner: Path, n_steps: int) -> None:
-    """Until a checkpoint lies so many steps after the newest there is."""
-
-    def newest() -> int:
-        return max((step_of(path) for path in checkpoints(learner / "checkpoints")), default=0)
-
-    before = newest()
-    wait_for(lambda: newest() >= before + n_steps)
 
 
 def assert_same(run: Path, straight: Path) -> None:

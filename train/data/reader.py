@@ -245,6 +245,18 @@ class Batches:
         self.read_bytes += batch.x.nbytes
         return batch
 
+    def share(self, step: int, n_windows: int, window: int, rank: int, size: int, reuse: bool = False) -> Batch:
+        """Of batch number `step` the rows of one of `size` ranks, as many for each; `n_valid` is the whole batch's."""
+        rows = self.batch(step * size + rank, n_windows // size, window, reuse)
+        return replace(rows, n_valid=self._n_valid(step, n_windows, window))
+
+    def _n_valid(self, step: int, n_windows: int, window: int) -> int:
+        """Valid positions of batch number `step`, without reading it."""
+        if window == 1:
+            return n_windows
+        pieces = self._orders[window].pieces(step, n_windows)
+        return sum(int(self._pool(p.pass_number, p.pool).counts[window][p.start : p.stop].sum()) for p in pieces)
+
     def _buffer(self, n_windows: int, window: int, step: int) -> torch.Tensor:
         key = (n_windows, window)  # not the number of rows: batches of two window lengths are in use at once
         if key not in self._out:

@@ -25,6 +25,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, LedConfig, Output
@@ -44,6 +45,7 @@ class Gated(SAE):
     """See the module's formula."""
 
     variant = "gated"
+    can_split = True
     Config = GatedConfig
     config: GatedConfig
 
@@ -76,11 +78,11 @@ class Gated(SAE):
         by_gate = (opened @ self.W_dec.detach()).float() + self.b_dec.detach()
         parts = {
             "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "sparsity": self.controller.penalty(opened.sum() / batch.n_valid, clock),
+            "sparsity": self.controller.penalty(all_sum(opened.sum()) / batch.n_valid, clock),
             "gate": reconstruction_loss(batch.x, by_gate, batch.valid, batch.n_valid),
         }
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_((latents > 0).sum() / batch.n_valid, clock)
+        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
         dead = self.dead(clock).float().mean()
         return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
 

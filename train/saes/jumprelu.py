@@ -31,6 +31,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output, SAEConfig
@@ -126,6 +127,7 @@ class JumpReLU(SAE):
     """
 
     variant = "jumprelu"
+    can_split = True
     Config = JumpReLUConfig
     lr_scale = 0.4  # 1 leaves a tenth of the latents dead and explains less (docs/log.md)
     config: JumpReLUConfig
@@ -170,12 +172,12 @@ class JumpReLU(SAE):
         parts = {"reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)}
         parts |= self.penalties(u, latents, batch, bandwidth, clock)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_((latents > 0).sum() / batch.n_valid, clock)
+        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
         inside = masked(near(u, self.theta, bandwidth).float(), batch.valid, batch.n_valid).sum()
         extra = {
             "dead": self.dead(clock).float().mean(),
             "l0_weight": self.controller.weight.clone(),
-            "kernel_share": inside / (batch.n_valid * self.d_sae),
+            "kernel_share": all_sum(inside) / (batch.n_valid * self.d_sae),
         }
         return Output(parts, latents, reconstruction, extra)
 
@@ -184,12 +186,12 @@ class JumpReLU(SAE):
     ) -> dict[str, Float[Tensor, ""]]:
         """The loss parts beside reconstruction."""
         if self.config.penalty == "tanh":
-            size = torch.tanh(TANH_SLOPE * math.sqrt(self.d_in) * latents).sum() / batch.n_valid
+            size = all_sum(torch.tanh(TANH_SLOPE * math.sqrt(self.d_in) * latents).sum()) / batch.n_valid
             missing = torch.where(self.dead(clock), torch.relu(self.theta - u), 0.0)
-            silent = masked(missing, batch.valid, batch.n_valid).sum() / batch.n_valid
+            silent = all_sum(masked(missing, batch.valid, batch.n_valid).sum()) / batch.n_valid
             return {"sparsity": self.controller.penalty(size, clock), "silent": SILENT_WEIGHT * silent}
         active = masked(above(u, self.theta, bandwidth), batch.valid, batch.n_valid)
-        l0 = active.sum() / batch.n_valid
+        l0 = all_sum(active.sum()) / batch.n_valid
         if self.config.target_l0 is not None and self.config.penalty == "target":
             off = (l0 / self.config.target_l0 - 1).square()
             return {"sparsity": self.config.target_weight * ramp(clock, PENALTY_WARMUP) * off}

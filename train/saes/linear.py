@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from train.collective import over_ranks
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
@@ -36,6 +37,7 @@ class LinearSAE(SAE):
     """A linear encoder, a way to keep k latents, reconstruction and AuxK."""
 
     can_be_sparse = True
+    can_split = True
     config: KeptConfig
 
     def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
@@ -84,7 +86,7 @@ class LinearSAE(SAE):
 
     def _keep_sparse(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Kept, Kept | None]:
         """The kept codes, and those that AuxK takes of the dead latents if there may be any."""
-        valid = None if batch.n_valid == batch.valid.numel() else batch.valid
+        valid = None if batch.n_valid == over_ranks(batch.valid.numel()) else batch.valid
         some = dead if dead.is_cuda or bool(dead.any()) else None  # on a GPU the question would wait for the device
         choice = self.choice(batch.n_valid, clock)
         latents, of_dead = encode_kept(batch.x, self.W_enc, self.b_enc, self.b_dec, valid, choice, some)

@@ -23,6 +23,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, LedConfig, Output
@@ -59,9 +60,9 @@ def exponent(changes: int, p_end: float) -> float:
 def size(latents: Float[Tensor, "B T L"], p: float, n_valid: int) -> Float[Tensor, ""]:
     """⟨Σ ((f + ε)^p − ε^p)⟩; Σ f for p = 1."""
     if p == 1:
-        return latents.sum() / n_valid
+        return all_sum(latents.sum()) / n_valid
     powers: Tensor = (latents + EPSILON) ** p - EPSILON**p
-    return powers.sum() / n_valid
+    return all_sum(powers.sum()) / n_valid
 
 
 @final
@@ -73,6 +74,7 @@ class PAnneal(SAE):
     """
 
     variant = "panneal"
+    can_split = True
     Config = PAnnealConfig
     config: PAnnealConfig
     gain: Tensor
@@ -101,7 +103,7 @@ class PAnneal(SAE):
             "sparsity": self.controller.penalty(self.penalty(latents, batch.n_valid, clock), clock),
         }
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_((latents > 0).sum() / batch.n_valid, clock)
+        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
         dead = self.dead(clock).float().mean()
         return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from train.collective import all_min, all_sum, among_largest, over_ranks
 from train.saes.kept import Codes, Kept
 
 WEISZFELD_STEPS = 100
@@ -53,7 +54,7 @@ def relu_gain(d_in: int, d_sae: int) -> float:
 
 def masked(values: Float[Tensor, "B T A"], valid: Bool[Tensor, "B T"], n_valid: int) -> Float[Tensor, "B T A"]:
     """`values` with invalid positions set to 0; untouched where the host knows that all are valid."""
-    return values if n_valid == valid.numel() else values * valid[..., None]
+    return values if n_valid == over_ranks(valid.numel()) else values * valid[..., None]
 
 
 def reconstruction_loss(
@@ -61,7 +62,7 @@ def reconstruction_loss(
 ) -> Float[Tensor, ""]:
     """⟨‖x − x̂‖²⟩: summed over dimensions, averaged over valid tokens. Never the mean over dimensions (spec §3)."""
     errors = masked((x - reconstruction).float(), valid, n_valid)
-    return errors.square().sum() / n_valid
+    return all_sum(errors.square().sum()) / n_valid
 
 
 def top_k(u: Float[Tensor, "B T L"], k: int) -> Float[Tensor, "B T L"]:
@@ -73,7 +74,9 @@ def top_k(u: Float[Tensor, "B T L"], k: int) -> Float[Tensor, "B T L"]:
 def batch_top_k(u: Float[Tensor, "B T L"], n_kept: int) -> Float[Tensor, "B T L"]:
     """`u` with all but the `n_kept` largest entries of the whole batch set to 0."""
     flat = u.flatten()
-    values, indices = torch.topk(flat, n_kept, sorted=False)
+    values, indices = torch.topk(flat, min(n_kept, len(flat)), sorted=False)
+    taken = among_largest(values, n_kept)
+    values = values if taken is None else values * taken
     return torch.zeros_like(flat).scatter(0, indices, values).view_as(u)
 
 
@@ -112,10 +115,10 @@ def share_of_spread(
 ) -> Float[Tensor, ""]:
     """⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, e without gradient; 0 where e does not vary."""
     target, weight = residual.detach().float(), valid[..., None]
-    mean = (target * weight).sum((0, 1)) / valid.sum()
-    spread = ((target - mean).square() * weight).sum()
+    mean = all_sum((target * weight).sum((0, 1))) / all_sum(valid.sum())
+    spread = all_sum(((target - mean).square() * weight).sum())
     # a spread of 0 is kept out of the division: its gradient would be NaN, whatever the `where` after it chooses
-    loss = ((target - estimate).square() * weight).sum() / torch.where(spread > 0, spread, 1.0)
+    loss = all_sum(((target - estimate).square() * weight).sum()) / torch.where(spread > 0, spread, 1.0)
     return torch.where(spread > 0, loss, 0.0)
 
 
@@ -125,7 +128,7 @@ def count_silence_(tokens_silent: Int[Tensor, " L"], latents: Codes, n_valid: in
     # latents are never below 0: the largest takes half the time of any() over a comparison
     fired = latents.fired() if isinstance(latents, Kept) else latents.flatten(0, -2).amax(0)
     tokens_silent += n_valid
-    tokens_silent.masked_fill_(fired > 0, 0)
+    tokens_silent.masked_fill_(all_sum(fired) > 0, 0)
 
 
 @torch.no_grad()
@@ -141,7 +144,9 @@ def update_average_(average: Float[Tensor, ""], value: Float[Tensor, ""], beta: 
 @torch.no_grad()
 def smallest_kept(latents: Float[Tensor, "..."]) -> Float[Tensor, ""]:
     """The smallest positive latent of a batch, +inf if there is none."""
-    return torch.where(latents > 0, latents, torch.inf).min()
+    if not latents.numel():
+        return all_min(latents.new_full((), torch.inf))
+    return all_min(torch.where(latents > 0, latents, torch.inf).min())
 
 
 @torch.no_grad()

@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from train.collective import all_min, among_largest, count_over_ranks, largest_of_all, over_ranks
+
 with warnings.catch_warnings():  # PyTorch calls CSR a beta, once in a process
     warnings.simplefilter("ignore")
     torch.zeros(1, 1).to_sparse_csr()
@@ -141,16 +143,19 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
     counting candidates would wait for the device, the largest are ordered at once, and some may not be positive.
     """
     if u.is_cuda:
-        largest = torch.topk(u.flatten(), min(n_kept, u.numel()), sorted=False).indices
-        return places_of(largest.sort().values, u)
+        values, largest = torch.topk(u.flatten(), min(n_kept, u.numel()), sorted=False)
+        taken = among_largest(values, n_kept)
+        return places_of((largest if taken is None else largest[taken]).sort().values, u)
     sample = u[:: max(len(u) // SAMPLED_ROWS, 1)]
-    n_guessed = min(int(MARGIN * n_kept * len(sample) / len(u)) + 1, sample.numel())
-    guess = torch.topk(sample.flatten(), n_guessed).values[-1].clamp_min(0.0)
+    n_guessed = min(int(MARGIN * n_kept * len(sample) / over_ranks(len(u))) + 1, sample.numel())
+    guess = all_min(torch.topk(sample.flatten(), n_guessed).values[-1].clamp_min(0.0))
     candidates = _above(u, guess)
-    if len(candidates) < n_kept and guess > 0:
+    n_found = count_over_ranks(len(candidates), u.device)
+    if n_found < n_kept and guess > 0:
         candidates = _above(u, guess.new_zeros(()))
-    if len(candidates) > n_kept:
-        best = torch.topk(u.flatten()[candidates], n_kept, sorted=False).indices
+        n_found = count_over_ranks(len(candidates), u.device)
+    if n_found > n_kept:
+        best = largest_of_all(u.flatten()[candidates], n_kept)
         candidates = candidates[best.sort().values]
     return places_of(candidates, u)
 

@@ -32,6 +32,7 @@ class Reference(SAE):
     """
 
     trained = False
+    can_split = True
     unit_rows = ()  # they are, and nothing moves them
 
     def __init__(self, config: SAEConfig, d_in: int, seed: int = 0) -> None:

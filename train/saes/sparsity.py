@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from train.collective import over_ranks
 from train.saes.parts import annealed_k, batch_top_k, smallest_kept, threshold_for, update_average_
 from train.schedule import Clock, averaging, ramp
 
@@ -146,7 +147,7 @@ class Sparsity(nn.Module):
             return u
         if clock is None or self.mode == "joint":
             return u * (u > self.threshold[group])
-        kept = batch_top_k(u, min(self.n_kept(group, n_valid, clock), u.numel()))
+        kept = batch_top_k(u, min(self.n_kept(group, n_valid, clock), over_ranks(u.numel())))
         self.note(kept, group, clock)
         return kept
 
@@ -161,7 +162,7 @@ class Sparsity(nn.Module):
         if self.mode != "joint" or clock is None:
             return list(codes)
         scores = torch.cat([values / weight for values, weight in zip(u, self.weights, strict=True)], dim=-1)
-        kept = batch_top_k(scores, min(round(self.k_at(clock) * n_valid), scores.numel()))
+        kept = batch_top_k(scores, min(round(self.k_at(clock) * n_valid), over_ranks(scores.numel())))
         self.note(kept, None, clock)
         parts = kept.split(self.sizes, dim=-1)
         return [part * weight for part, weight in zip(parts, self.weights, strict=True)]

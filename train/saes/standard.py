@@ -21,6 +21,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, LedConfig, Output
@@ -42,6 +43,7 @@ class Standard(SAE):
     """See the module's formula."""
 
     variant = "standard"
+    can_split = True
     Config = StandardConfig
     unit_rows = ()
     config: StandardConfig
@@ -65,13 +67,13 @@ class Standard(SAE):
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         latents = masked(self.codes(batch), batch.valid, batch.n_valid)
         reconstruction = (latents @ self.W_dec).float() + self.b_dec
-        sizes = (latents.sum((0, 1)) * self.W_dec.norm(dim=-1)).sum() / batch.n_valid  # no product: it stays float32
+        sizes = (latents.sum((0, 1)) * self.W_dec.norm(dim=-1)).sum()  # no product: it stays float32
         parts = {
             "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "sparsity": self.controller.penalty(sizes, clock),
+            "sparsity": self.controller.penalty(all_sum(sizes) / batch.n_valid, clock),
         }
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_((latents > 0).sum() / batch.n_valid, clock)
+        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
         dead = self.dead(clock).float().mean()
         return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
 
