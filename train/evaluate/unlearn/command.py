@@ -53,7 +53,7 @@ def with_texts(
     for option in ("forget", "retain"):
         if getattr(config, option) is None:
             raise ConfigError(f"train unlearn: --{option} is needed (or --data, for SAEBench's protocol).")
-    model, store = subject.language_model(), subject.store
+    model, store = subject.spliced_model(), subject.store
     bos = model.tokenizer.bos if store.identity["bos"] else None
     key = (model.tokenizer.identity(), store.context, bos)
     if key not in read:

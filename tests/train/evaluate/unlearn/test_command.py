@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from common.config import build
 from common.errors import ConfigError, StoreError
 from common.stopping import Stop
+from common.store import Store
 from tests.test_docs import PAGES, named, section
+from tests.train.evaluate.test_subject import subject_on
 from train.cli import cli
+from train.config import UnlearnConfig
+from train.evaluate.unlearn.command import with_texts
 from train.evaluate.unlearn.nll import METRICS
 from train.evaluate.unlearn.saebench import SAEBENCH_METRICS
+from train.saes import make_sae
 
 
 def call(run: Path, *words: str) -> str:
@@ -56,6 +63,13 @@ def test_settings_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         CliRunner().invoke(cli, ["unlearn", str(letters_run), *words], obj=Stop(), catch_exceptions=False)
+
+
+def test_an_sae_that_sees_the_future_is_refused(store: Store) -> None:
+    sae = make_sae("multiscale", {"d_sae": 32, "k": 4, "causal": False}, 16, 0, "test")
+    config = build(UnlearnConfig, {"forget": "x", "retain": "y"}, "test")
+    with pytest.raises(ConfigError, match="sees the future"):
+        with_texts(replace(subject_on(store), sae=sae), config, {})
 
 
 def test_run_without_a_learner_is_refused(tmp_path: Path) -> None:
