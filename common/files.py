@@ -129,7 +129,12 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Human-readable JSON, written all at once; NaN and infinities become null."""
-    write_file(path, (json_text(finite(value)) + "\n").encode())
+    write_file(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """A file of human-readable JSON; NaN and infinities become null."""
+    return (json_text(finite(value)) + "\n").encode()
 
 
 def json_text(value: Any) -> str:
@@ -157,9 +162,19 @@ def read_json(path: Path) -> Any:
         StoreError: missing, or not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_bytes(), path)
     except FileNotFoundError:
         raise StoreError(f"{path}: no such file.") from None
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """The parsed bytes of a file.
+
+    Raises:
+        StoreError: they are not JSON.
+    """
+    try:
+        return json.loads(data.decode())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise StoreError(f"{path}: not valid JSON ({error}).") from None
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import canonical_json, crc32c, disk_error, sync_folder, write_file
+from common.places import Bucket, place_at
+from common.segments import Segments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +87,13 @@ class Journal:
         self.torn_bytes = 0
         self.damaged_lines: list[int] = []
         self._whole_bytes = 0
+        place = place_at(path.parent)
+        self._segments = Segments(place) if isinstance(place, Bucket) and entries is None else None
         if entries is None:
             self._load()
 
     def _load(self) -> None:
-        data = self.path.read_bytes() if self.path.exists() else b""
+        data = self._read()
         lines = data.split(b"\n")
         self.torn_bytes = len(lines.pop())
         for number, line in enumerate(lines, 1):
@@ -99,6 +103,11 @@ class Journal:
             else:
                 self.entries[entry.array, entry.chunk] = entry
         self._whole_bytes = len(data) - self.torn_bytes
+
+    def _read(self) -> bytes:
+        if self._segments is not None:
+            return self._segments.read()
+        return self.path.read_bytes() if self.path.exists() else b""
 
     def of(self, array: str) -> dict[int, Entry]:
         """The committed chunks of one array, by number."""
@@ -112,6 +121,14 @@ class Journal:
         """
         entries = list(entries)
         data = b"".join(entry.to_line() for entry in entries)
+        if self._segments is not None:
+            self._segments.append(data)
+        else:
+            self._append_to_file(data)
+        for entry in entries:
+            self.entries[entry.array, entry.chunk] = entry
+
+    def _append_to_file(self, data: bytes) -> None:
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
@@ -129,8 +146,11 @@ class Journal:
             raise disk_error(error, self.path, len(data)) from error
         self._whole_bytes += len(data)
         self.torn_bytes = 0
-        for entry in entries:
-            self.entries[entry.array, entry.chunk] = entry
+
+    def fold(self) -> None:
+        """One object for all segments, when a harvest has come to its end; a file is one anyway."""
+        if self._segments is not None:
+            self.rewrite()
 
     def forget(self, keys: Iterable[tuple[str, int]]) -> None:
         """Take the named chunks for not committed; the file keeps their lines until newer ones or a `rewrite`."""
@@ -141,7 +161,10 @@ class Journal:
         """Write the journal anew without the named chunks and without damaged or superseded lines."""
         self.forget(drop)
         data = b"".join(entry.to_line() for entry in self._in_order())
-        write_file(self.path, data)
+        if self._segments is not None:
+            self._segments.replace(data)
+        else:
+            write_file(self.path, data)
         self._whole_bytes, self.torn_bytes, self.damaged_lines = len(data), 0, []
 
     def _in_order(self) -> Iterator[Entry]:

@@ -18,16 +18,7 @@ import torch
 
 from common.arrays import ArraySpec, decode_chunk, encode_chunk
 from common.errors import ConfigError, DataError, StoreError, nearest
-from common.files import (
-    ASIDE,
-    crc32c,
-    fingerprint,
-    put_in_place,
-    read_json,
-    write_aside,
-    write_file,
-    write_json,
-)
+from common.files import crc32c, fingerprint, json_bytes, parse_json
 from common.journal import Entry, Journal
 from common.layout import (
     DOCUMENTS,
@@ -46,6 +37,7 @@ from common.layout import (
     token_scales_array,
 )
 from common.moments import Moments
+from common.places import local_path, place_at, url_of
 from common.quantise import dequantise
 
 ChunkData = tuple[str, int, np.ndarray, dict[str, Any]]  # array, chunk, rows ≤ chunk_rows of it, facts for the journal
@@ -57,7 +49,7 @@ class Staged:
 
     Attributes:
         entry: its line of the journal, once it is published.
-        aside: that name, in the folder of the chunk.
+        aside: that name, relative to the store.
     """
 
     entry: Entry
@@ -74,7 +66,7 @@ class Store:
     """
 
     def __init__(self, path: Path, header: dict[str, Any], journal: Journal | None = None) -> None:
-        self.path, self.header = path, header
+        self.path, self.header, self.place = path, header, place_at(path)
         self.journal = journal or Journal(path / "journal.jsonl")
         self._append = threading.Lock()
 
@@ -87,10 +79,11 @@ class Store:
         Raises:
             StoreError: nothing there, not a Granary store, or one of a newer format.
         """
-        path = Path(path).expanduser()
-        if not (path / "zarr.json").exists():
-            raise StoreError(f"{path}: no store here. 'harvest list' shows the stores there are.")
-        metadata = read_json(path / "zarr.json")
+        path = local_path(path)
+        data = place_at(path).read("zarr.json")
+        if data is None:
+            raise StoreError(f"{url_of(path) or path}: no store here. 'harvest list' shows the stores there are.")
+        metadata = parse_json(data, path / "zarr.json")
         attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
         header = attributes.get(HEADER) if isinstance(attributes, dict) else None
         if not isinstance(header, dict):
@@ -100,6 +93,11 @@ class Store:
                 f"{path}: store format {header.get('format')}, this version reads {FORMAT}. Install a newer Granary."
             )
         return cls(path, header)
+
+    @classmethod
+    def exists(cls, path: Path) -> bool:
+        """Whether a zarr group is there: a store, or somebody else's."""
+        return place_at(path).read("zarr.json") is not None
 
     @classmethod
     def create(cls, path: Path, header: dict[str, Any]) -> Store:
@@ -112,10 +110,15 @@ class Store:
     def write_metadata(self) -> None:
         """Write the group and array metadata for the header as it stands, arrays first."""
         for name, metadata in nodes(self.header).items():
-            write_json(self.path / name / "zarr.json", metadata)
-        write_json(self.path / "zarr.json", root(self.header))
+            self.place.write(f"{name}/zarr.json", json_bytes(metadata))
+        self.place.write("zarr.json", json_bytes(root(self.header)))
 
     # ---- what it holds --------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What people call it: its URL, or its path as it was given."""
+        return url_of(self.path) or str(self.path)
 
     @property
     def id(self) -> str:
@@ -164,10 +167,10 @@ class Store:
             return next(iter(self.hooks))
         if name is None:
             raise ConfigError(
-                f"{self.path}: it holds {len(self.hooks)} hooks; choose one with --hook.{nearest('', self.hooks)}"
+                f"{self.name}: it holds {len(self.hooks)} hooks; choose one with --hook.{nearest('', self.hooks)}"
             )
         if name not in self.hooks:
-            raise ConfigError(f"{self.path}: no hook '{name}'.{nearest(name, self.hooks)}")
+            raise ConfigError(f"{self.name}: no hook '{name}'.{nearest(name, self.hooks)}")
         return name
 
     def d_model(self, hook: str) -> int:
@@ -193,9 +196,22 @@ class Store:
 
     # ---- chunks ---------------------------------------------------------------------------------------------
 
-    def chunk_path(self, array: str, chunk: int) -> Path:
+    def chunk_name(self, array: str, chunk: int) -> str:
+        """The chunk file, relative to the store."""
         axes = len(self.spec(array).shape)
-        return self.path.joinpath(array, "c", str(chunk), *["0"] * (axes - 1))
+        return "/".join([array, "c", str(chunk), *["0"] * (axes - 1)])
+
+    def chunk_path(self, array: str, chunk: int) -> Path:
+        """Where the chunk file lies; of a store behind a URL, where it will once `chunk_file` has fetched it."""
+        return self.path / self.chunk_name(array, chunk)
+
+    def chunk_file(self, array: str, chunk: int) -> Path:
+        """A committed chunk's file, fetched if the store lies behind a URL."""
+        return self.place.local(self.chunk_name(array, chunk), self.journal.entries[array, chunk].crc32c)
+
+    def read_chunk(self, array: str, chunk: int) -> bytes | None:
+        """The bytes of a chunk file as they are in the store now, or None."""
+        return self.place.read(self.chunk_name(array, chunk))
 
     def committed(self, array: str) -> list[int]:
         """Numbers of the committed chunks of `array` that are up to date, in order."""
@@ -240,34 +256,30 @@ class Store:
                     padded[: len(data)] = data
                     data = padded
                 encoded = encode_chunk(spec, data)
-                aside = write_aside(self.chunk_path(array, chunk), encoded, by)
+                aside = self.place.stage(self.chunk_name(array, chunk), encoded, by)
                 crc, rows = crc32c(np.frombuffer(encoded, np.uint8)), self.sequences_in(chunk)
                 entry = Entry(
                     array=array, chunk=chunk, crc32c=crc, size_bytes=len(encoded), sequences=rows, extra=extra
                 )
-                staged.append(Staged(entry, aside.name))
+                staged.append(Staged(entry, aside))
         except BaseException:
             for item in staged:
-                self.staged_path(item).unlink(missing_ok=True)
+                self.place.discard(item.aside)
             raise
         return staged
 
     def publish(self, staged: Sequence[Staged]) -> None:
         """The second half: each file under its final name, then one journal append for all. Under the lock only."""
         for item in staged:
-            put_in_place(self.staged_path(item), self.chunk_path(item.entry.array, item.entry.chunk))
+            self.place.publish(item.aside, self.chunk_name(item.entry.array, item.entry.chunk))
         with self._append:
             self.journal.append(item.entry for item in staged)
-
-    def staged_path(self, item: Staged) -> Path:
-        return self.chunk_path(item.entry.array, item.entry.chunk).with_name(item.aside)
 
     def check_size(self, array: str, chunk: int) -> str | None:
         """What is wrong with a committed chunk file judging by its length alone, or None."""
         entry = self.journal.entries[array, chunk]
-        try:
-            size = self.chunk_path(array, chunk).stat().st_size
-        except FileNotFoundError:
+        size = self.place.size(self.chunk_name(array, chunk))
+        if size is None:
             return "the file is missing, but the journal has it"
         if size != entry.size_bytes:
             return f"{size:,} bytes, but the journal says {entry.size_bytes:,}"
@@ -281,11 +293,11 @@ class Store:
         """
         entry = self.journal.entries.get((array, chunk))
         if entry is None:
-            raise StoreError(f"{self.path} {array} chunk {chunk}: not harvested yet.")
+            raise StoreError(f"{self.name} {array} chunk {chunk}: not harvested yet.")
         wrong = self.check_size(array, chunk)
         if wrong is not None:
             raise self.damaged(array, chunk, wrong)
-        with self.chunk_path(array, chunk).open("rb") as file:
+        with self.chunk_file(array, chunk).open("rb") as file:
             data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if verify:
             self.check_bytes(entry, np.frombuffer(data, np.uint8))
@@ -306,7 +318,7 @@ class Store:
             raise self.damaged(entry.array, entry.chunk, f"checksum {found} but the journal says {fresh.crc32c}")
 
     def damaged(self, array: str, chunk: int, what: str) -> StoreError:
-        return StoreError(f"{self.path} {array} chunk {chunk}: {what}. Run: harvest verify {self.path} --repair")
+        return StoreError(f"{self.name} {array} chunk {chunk}: {what}. Run: harvest verify {self.name} --repair")
 
     def rows(self, array: str, start: int, stop: int) -> np.ndarray:
         """Sequences `start` to `stop` of `array`, copied together from as many chunks as it takes.
@@ -316,7 +328,7 @@ class Store:
             StoreError: a chunk is not harvested or damaged.
         """
         if not 0 <= start < stop <= self.n_sequences:
-            raise DataError(f"{self.path}: sequences {start} to {stop} asked for, there are {self.n_sequences:,}.")
+            raise DataError(f"{self.name}: sequences {start} to {stop} asked for, there are {self.n_sequences:,}.")
         size = self.chunk_sequences
         pieces = []
         for chunk in range(start // size, (stop - 1) // size + 1):
@@ -351,7 +363,7 @@ class Store:
             extra = self.journal.entries[array, chunk].extra
             count, max_abs = count + extra["count"], max(max_abs, extra["max_abs"])
         if count == 0:
-            raise DataError(f"{self.path}: no token of {hook} may be trained on yet.")
+            raise DataError(f"{self.name}: no token of {hook} may be trained on yet.")
         return Moments(count, total[0] / count, total[1] / count, max_abs)
 
     def write_summary(self) -> None:
@@ -360,12 +372,13 @@ class Store:
         for hook in self.hooks:
             for name, values in self.moments(hook).summary().items():
                 array = summary_array(hook, name)
-                write_file(self.chunk_path(array, 0), encode_chunk(self.spec(array), values))
+                self.place.write(self.chunk_name(array, 0), encode_chunk(self.spec(array), values))
         self.write_metadata()
+        self.journal.fold()
 
     def leftovers(self) -> list[Path]:
         """Files aside that a kill left behind; they never count and may be deleted."""
-        return sorted(self.path.rglob(f"*{ASIDE}"))
+        return self.place.leftovers()
 
     # ---- for people -----------------------------------------------------------------------------------------
 
@@ -387,7 +400,7 @@ class Store:
         """The store as a `zarr.Group`, for everything zarr-python can do."""
         import zarr
 
-        return zarr.open_group(self.path, mode="r")
+        return zarr.open_group(url_of(self.path) or self.path, mode="r")
 
 
 def open_store(path: str | Path) -> Store:

@@ -128,7 +128,7 @@ def compare_merged(store: Store, hook: str, chunks: list[int], found: np.ndarray
         return
     count = found[:, COUNT].sum()
     if not count:
-        raise DataError(f"{store.path}: no token of {hook} may be trained on.")
+        raise DataError(f"{store.name}: no token of {hook} may be trained on.")
     first, second = found[:, 3:].sum(0).reshape(2, -1)
     expected: dict[str, Any] = {
         "count": count,

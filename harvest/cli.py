@@ -13,6 +13,7 @@ from common.config import build
 from common.console import emit_json, format_bytes, say, table
 from common.errors import ConfigError, GranaryError, StoreError
 from common.options import options_from
+from common.places import local_path
 from common.store import Store
 from common.truth import TOYS
 from harvest.config import CACHE, HarvestConfig, ToyConfig
@@ -79,7 +80,7 @@ def report(outcome: Any, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=local_path)
 @click.option("--texts", default=2, show_default=True, help="Sequences to decode, if the tokenizer is at hand.")
 @click.option("--check", is_flag=True, help="Compute moments and norms again from the data; exit 3 if they differ.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of tables.")
@@ -100,16 +101,16 @@ def info(path: Path, texts: int, check: bool, as_json: bool) -> None:
     if found:
         if not as_json:
             click.echo("\n".join(map(str, found)))
-        raise StoreError(f"{path}: {count(found)}: figures that are not those of the data. Run: harvest verify {path}")
+        wrong = f"{store.name}: {count(found)}: figures that are not those of the data"
+        raise StoreError(f"{wrong}. Run: harvest verify {store.name}")
     if check:
-        say(f"{path}: moments and norms agree with the data")
+        say(f"{store.name}: moments and norms agree with the data")
 
 
 def show_store(store: Store, facts: dict[str, Any]) -> None:
     """What `harvest info` prints for people."""
-    path = store.path
     rows = [(key, value) for key, value in facts.items() if key not in ("hooks", "identity", "first_texts", "check")]
-    table(str(path), ("", ""), rows)
+    table(store.name, ("", ""), rows)
     table("identity", ("", ""), list(facts["identity"].items()))
     keys = ["hook", "d_model", "chunks", "mean_squared_norm", "variance_share", "max_abs"]
     columns = ["hook", "d_model", "chunks", "mean ‖x‖²", "variance share", "max |x|"]
@@ -121,7 +122,7 @@ def show_store(store: Store, facts: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=local_path)
 @click.option("--repair", is_flag=True, help="Harvest the damaged chunks again, and only those.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of lines.")
 @click.pass_obj
@@ -130,15 +131,16 @@ def verify(stop: Any, path: Path, repair: bool, as_json: bool) -> None:
     from harvest.verify import repair as mend
     from harvest.verify import verify as check
 
+    name = Store.open(path).name
     report = mend(path, stop) if repair else check(path, stop)
     left = f", {report.missing} not harvested yet" if report.missing else ""
-    counted = f"{path}: {report.checked:,} chunk files checked, {count(report.problems)}{left}"
+    counted = f"{name}: {report.checked:,} chunk files checked, {count(report.problems)}{left}"
     if as_json:
         emit_json(dataclasses.asdict(report))
     else:
         click.echo("\n".join(map(str, report.problems)) or counted)
     if report.problems:
-        raise StoreError(f"{counted}. Run: harvest verify {path} --repair")
+        raise StoreError(f"{counted}. Run: harvest verify {name} --repair")
 
 
 def count(problems: list[Problem]) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from common.config import Count, Settings
 from common.corpus import CorpusOptions
 from common.errors import ConfigError
+from common.places import Location
 
 CACHE = Path("cache")  # where stores go unless told
 
@@ -73,7 +74,9 @@ class HarvestConfig(Settings):
     )
     writers: int = Field(2, gt=0, description="Threads that checksum and write chunks.")
     seed: int = Field(0, description="Order of a corpus's files (local) or shards (hub).")
-    out: Path | None = Field(None, description="The store; default cache/<model>.zarr.")
+    out: Location | None = Field(
+        None, description="The store, a path or a URL such as s3://; default cache/<model>.zarr."
+    )
 
     @model_validator(mode="after")
     def _hooks_named(self) -> HarvestConfig:
@@ -121,7 +124,7 @@ class ToyConfig(Settings):
         None, gt=0, description="Sequences per chunk; default as in `harvest run`, for an existing store its own."
     )
     seed: int = Field(0, ge=0, description="Seed of the features and of everything drawn from them.")
-    out: Path | None = Field(None, description="The store; default cache/<name>.zarr.")
+    out: Location | None = Field(None, description="The store; default cache/<name>.zarr.")
 
     def store_path(self) -> Path:
         """Where the store goes: `--out`, or `cache/<name>.zarr`."""

@@ -12,6 +12,7 @@ from common.console import Progress, say
 from common.errors import Interrupted, StoreError
 from common.files import canonical_json
 from common.layout import DOCUMENTS, TOKENS, chunk_arrays
+from common.places import url_of
 from common.stopping import Stop
 from common.store import Store
 from harvest.chunks import Forward, chunk_tokens
@@ -175,7 +176,7 @@ def pass_of(cluster: Cluster, plan: Plan, store: Store, hooks: list[str]) -> Pas
 
 def task_of(shared: Pass, store: Store, chunk: int) -> ChunkTask:
     entries = tuple(store.journal.entries[array, chunk] for array in (TOKENS, DOCUMENTS))
-    return ChunkTask(shared, store.path.absolute(), store.header, chunk, entries)
+    return ChunkTask(shared, url_of(store.path) or str(store.path.absolute()), store.header, chunk, entries)
 
 
 def group_by_hooks(todo: dict[int, list[str]]) -> list[tuple[list[str], list[int]]]:
@@ -205,7 +206,7 @@ def finite_check(plan: Plan, store: Store, tally: Tally) -> Any:
         if not facts["nonfinite"]:
             return
         sequence = chunk * store.chunk_sequences + facts["first_nonfinite_sequence"]
-        message = f"{store.path} {hook}: {facts['nonfinite']:,} values are not finite, first in sequence {sequence}"
+        message = f"{store.name} {hook}: {facts['nonfinite']:,} values are not finite, first in sequence {sequence}"
         if plan.config.on_nonfinite == "error":
             raise StoreError(
                 f"{message} ({store.identity['dtype']} storage). Say --on-nonfinite mask to store zeros there and "

@@ -20,7 +20,7 @@ def describe(store: Store) -> dict[str, Any]:
     done = sum(hook["chunks"] for hook in hooks)
     share = done / (store.n_chunks * len(hooks)) if hooks and store.n_chunks else 0.0
     return {
-        "path": str(store.path),
+        "path": store.name,
         "id": store.id,
         "model": store.header["settings"]["model"],
         "sequences": store.n_sequences,

@@ -84,7 +84,7 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     path = config.store_path()
     if path.is_file():
         raise StoreError(f"{path}: a file, not a store. Choose another --out.")
-    existing = Store.open(path) if (path / "zarr.json").exists() else None
+    existing = Store.open(path) if Store.exists(path) else None
     if existing and "tokens" not in config.model_fields_set:
         config = config.model_copy(update={"tokens": existing.n_sequences * existing.context})
     corpus = open_corpus(config.corpus_options())
@@ -173,7 +173,7 @@ def plan_for_repair(store: Store) -> Plan:
             "allow_fewer": True,
             "out": store.path,
         },
-        f"{store.path}",
+        f"{store.name}",
     )
     plan = make_plan(config)
     refuse_other_identity(store, plan.identity)
@@ -189,7 +189,7 @@ def refuse_other_identity(store: Store, identity: dict[str, Any]) -> None:
     lines = difference(store.identity, identity)
     if lines:
         raise StoreError(
-            f"{store.path}: the store there is another one (stored → asked): {'; '.join(lines)}. "
+            f"{store.name}: the store there is another one (stored → asked): {'; '.join(lines)}. "
             "Choose another --out, or give the same options."
         )
 

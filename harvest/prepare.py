@@ -11,6 +11,7 @@ from common.corpus import TEXT_SUFFIXES
 from common.errors import ConfigError, StoreError
 from common.files import ASIDE, fingerprint
 from common.layout import DOCUMENTS, TOKENS
+from common.places import place_at, url_of
 from common.store import Store
 from harvest.plan import Plan, dry_error, refuse_other_identity
 
@@ -29,7 +30,7 @@ def check_room(plan: Plan) -> None:
     size, limit = plan.total_bytes, plan.config.max_bytes
     if limit is not None and size > limit:
         raise ConfigError(f"--max-bytes {limit:,}: this store takes {size:,}. Ask for fewer --tokens or hooks.")
-    if plan.identity["compression"] is None:
+    if plan.identity["compression"] is None and url_of(plan.path) is None:
         refuse_full_disk(plan.path, size)
 
 
@@ -61,7 +62,7 @@ def prepare_store(plan: Plan) -> Store:
     Raises:
         StoreError: a store of another identity lies there; the message is the difference.
     """
-    if not (plan.path / "zarr.json").exists():
+    if not Store.exists(plan.path):
         refuse_other_files(plan.path)
         store = Store.create(plan.path, new_header(plan))
     else:
@@ -87,7 +88,7 @@ def refuse_other_files(path: Path) -> None:
         StoreError: somebody else's files, which a harvest that finds no text would remove with its own.
     """
     ours = {".lock", "zarr.json" + ASIDE, TOKENS, DOCUMENTS}
-    if {file.name for file in path.iterdir()} - ours:
+    if place_at(path).names() - ours:
         raise StoreError(f"{path}: other files are here, and no store. Choose another --out.")
 
 
@@ -102,7 +103,7 @@ def sequences_to_hold(plan: Plan, store: Store) -> int:
         raise dry_error(plan, store.n_sequences * store.context)
     if plan.n_sequences > store.n_sequences and not store.header["corpus_dry"]:
         if tokenised == store.n_chunks:
-            say(f"{plan.path}: extending from {store.n_sequences:,} to {plan.n_sequences:,} sequences")
+            say(f"{store.name}: extending from {store.n_sequences:,} to {plan.n_sequences:,} sequences")
         return plan.n_sequences
     if tokenised < store.n_chunks:
         return min(store.n_sequences, max(plan.n_sequences, tokenised * store.chunk_sequences))

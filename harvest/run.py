@@ -12,7 +12,6 @@ Both stages do only what the journal lacks, so the same command after any kill d
 from __future__ import annotations
 
 import contextlib
-import shutil
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -84,14 +83,14 @@ def tokenised(plan: Plan, stop: Stop) -> tuple[Store, float]:
     Raises:
         DataError: too few tokens; the store is as it was, or gone if it was new.
     """
-    before = Store.open(plan.path).header if (plan.path / "zarr.json").exists() else None
+    before = Store.open(plan.path).header if Store.exists(plan.path) else None
     store = prepare_store(plan)
     started = time.monotonic()
     try:
         tokenise(plan, store, stop)
     except DataError:
         if not store.journal.entries:
-            shutil.rmtree(plan.path)  # no text at all: leave nothing behind
+            store.place.remove()  # no text at all: leave nothing behind
         elif before is not None:
             store.header = before  # an extension that there is no text for: as long as it was
             store.write_metadata()
@@ -101,7 +100,7 @@ def tokenised(plan: Plan, stop: Stop) -> tuple[Store, float]:
 
 def outcome(store: Store, tokenise_s: float, done: Harvested) -> Outcome:
     return Outcome(
-        path=str(store.path),
+        path=store.name,
         id=store.id,
         hooks=list(store.hooks),
         sequences=store.n_sequences,

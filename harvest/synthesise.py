@@ -15,9 +15,10 @@ import torch
 from common.checks import Problem
 from common.console import Progress
 from common.dtypes import TORCH, to_numpy
-from common.errors import Interrupted, StoreError
+from common.errors import ConfigError, Interrupted, StoreError
 from common.files import exclusive, fingerprint
 from common.layout import DOCUMENTS, FORMAT, TOKENS, acts_array, norms_array, partial_array
+from common.places import url_of
 from common.stopping import Stop
 from common.store import Store
 from common.truth import TRUTH_FILE, read_truth, write_truth
@@ -41,6 +42,8 @@ def synthesise(config: ToyConfig, stop: Stop) -> Outcome:
         Interrupted: asked to stop; the same call goes on.
     """
     path, toy = config.store_path(), make_toy(config.name, config.seed)
+    if url_of(path) is not None:
+        raise ConfigError(f"--out {url_of(path)}: a toy store lies in a folder, with its truth beside it.")
     if path.is_file():
         raise StoreError(f"{path}: a file, not a store. Choose another --out.")
     existing = Store.open(path) if (path / "zarr.json").exists() else None

@@ -99,7 +99,7 @@ def harvest_again(store: Store, damaged: set[tuple[str, int]], stop: Stop) -> No
             forward(plan, store, stop, todo)
     for (array, chunk), old in sorted(before.items()):
         if store.journal.entries[array, chunk].crc32c != old:
-            say(f"{store.path} {array} chunk {chunk}: repaired, but this machine computes other bytes than before")
+            say(f"{store.name} {array} chunk {chunk}: repaired, but this machine computes other bytes than before")
 
 
 def lost_chunks(store: Store) -> set[tuple[str, int]]:
@@ -107,4 +107,4 @@ def lost_chunks(store: Store) -> set[tuple[str, int]]:
     if not store.journal.damaged_lines:
         return set()
     every = {(array, chunk) for array in store.array_names() for chunk in range(store.n_chunks)}
-    return {key for key in every - set(store.journal.entries) if store.chunk_path(*key).exists()}
+    return {key for key in every - set(store.journal.entries) if store.read_chunk(*key) is not None}

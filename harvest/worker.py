@@ -17,7 +17,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,8 +24,8 @@ import torch
 from common.errors import ConfigError, GranaryError, StoreError
 from common.files import canonical_json
 from common.journal import Entry, Journal
-from common.layout import TOKENS
 from common.models import LanguageModel, find_model, load_model
+from common.places import local_path
 from common.store import Staged, Store
 from harvest.chunks import ChunkBuffer, Forward, chunk_tokens, files_of
 from harvest.scales import sample_scales
@@ -74,12 +73,12 @@ class ChunkTask:
     """One chunk to harvest.
 
     Attributes:
-        path: the store, as every worker sees it.
+        location: the store, as every worker sees it: a path or a URL.
         entries: the journal's lines of the chunk's tokens and documents.
     """
 
     shared: Pass
-    path: Path
+    location: str
     header: dict[str, Any]
     chunk: int
     entries: tuple[Entry, ...]
@@ -175,8 +174,9 @@ def store_of(task: ChunkTask) -> Store:
     Raises:
         StoreError: it is not there on this machine.
     """
-    store = Store(task.path, task.header, Journal(task.path / "journal.jsonl", task.entries))
-    if not (store.path / TOKENS).is_dir():
+    path = local_path(task.location)
+    store = Store(path, task.header, Journal(path / "journal.jsonl", task.entries))
+    if not Store.exists(path):
         raise StoreError(f"{store.path}: no store here. It must lie where all workers see it under this path.")
     return store
 

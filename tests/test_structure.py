@@ -34,6 +34,7 @@ OWNERS = {
     "huggingface_hub": {"common/corpus.py", "common/models.py"},
     "zarr": {"common/store.py", "granary_zarr.py"},
     "numcodecs": {"common/arrays.py"},
+    "fsspec": {"common/places.py"},
     "dask": {"harvest/check.py", "harvest/cluster.py"},
     "distributed": {"harvest/cluster.py"},
     "google_crc32c": {"common/files.py"},

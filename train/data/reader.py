@@ -100,7 +100,7 @@ def plan_data(store: Store, config: DataConfig, seed: int, windows: set[int]) ->
     hook = store.hook(config.hook)
     chunks = store.usable_chunks(hook)
     if not chunks:
-        raise StoreError(f"{store.path}: no chunk of {hook} is harvested yet. Run: harvest info {store.path}")
+        raise StoreError(f"{store.name}: no chunk of {hook} is harvested yet. Run: harvest info {store.name}")
     for chunk in chunks:
         wrong = store.check_size(acts_array(hook), chunk)
         if wrong is not None:
@@ -147,7 +147,7 @@ def with_windows(store: Store, plan: DataPlan, windows: set[int]) -> DataPlan:
             starts = windows_in(index, index.train, store.context, window, plan.config.within_document)
             counts[window].append(len(starts))
     if not tokens:
-        raise DataError(f"{store.path}: no token of {plan.hook} may be trained on. Harvest more, or lower --held-out.")
+        raise DataError(f"{store.name}: no token of {plan.hook} may be trained on. Harvest more, or lower --held-out.")
     windows_of = plan.windows | {window: tuple(numbers) for window, numbers in counts.items()}
     return replace(plan, windows=windows_of, mean_squared_norm=squared / tokens)
 
@@ -363,7 +363,7 @@ class Batches:
             if wrong is not None:
                 raise self.store.damaged(array, chunk, wrong)
         if spec.compression is None and can_map(spec.chunk_bytes):
-            memory = map_side_by_side([self.store.chunk_path(array, chunk) for chunk in members], spec.chunk_bytes)
+            memory = map_side_by_side([self.store.chunk_file(array, chunk) for chunk in members], spec.chunk_bytes)
             for number, chunk in enumerate(members):
                 self._verify(chunk, memory[number * spec.chunk_bytes :][: spec.chunk_bytes])
             if bring:

@@ -46,7 +46,7 @@ def median_norm(store: Store, hook: str, chunks: list[int]) -> float:
     everything = np.concatenate(norms)
     finite = everything[np.isfinite(everything)]
     if not len(finite):
-        raise DataError(f"{store.path}: no position of {hook} may be trained on.")
+        raise DataError(f"{store.name}: no position of {hook} may be trained on.")
     return float(np.median(finite))
 
 
