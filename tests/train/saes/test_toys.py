@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,16 +41,24 @@ class Trained:
 
 
 def trained(
-    folder: Path, toy: str, n_steps: int, lr: float, learners: Mapping[str, tuple[str, dict[str, Any]]]
+    folder: Path,
+    toy: str,
+    n_steps: int,
+    lr: float,
+    learners: Mapping[str, tuple[str, dict[str, Any]]],
+    seeds: Mapping[str, int] = MappingProxyType({}),
 ) -> tuple[Truth, dict[str, Trained]]:
-    """Learners (name to variant and options) on 500k tokens of a toy, all on the same order of batches of 1,024."""
+    """Learners (name to variant and options) on 500k tokens of a toy, all on the same order of batches of 1,024.
+
+    Their weights are drawn from seed 0, or from `seeds`.
+    """
     store, out = folder / f"{toy}.zarr", folder / f"runs-{toy}"
     synthesise(ToyConfig(name=toy, tokens=500_000, out=store), Stop())
     values = {
         "cache": store, "out": out, "steps": n_steps, "passes": 4, "batch_size": 1024, "device": "cpu",
         "final_eval_tokens": 20_000, "checkpoint_every": n_steps, "at_once": len(learners),
         "learner": [
-            {"name": name, "variant": variant, "options": options, "lr": lr}
+            {"name": name, "variant": variant, "options": options, "lr": lr, "seed": seeds.get(name, 0)}
             for name, (variant, options) in learners.items()
         ],
     }  # fmt: skip
@@ -121,14 +130,15 @@ def test_compositional_finds_upper_features_in_their_level_and_what_they_are_mad
 # ---- B: tree ---------------------------------------------------------------------------------------------------
 
 
-def tree_f1(folder: Path, toy: str) -> tuple[float, float]:
+FOUND_BY = {  # what each is for is in the log
+    "d_sae": 168, "k": 7, "shape": "fanout", "orientation": "top_down", "level_weights": (1.2, 0.8, 0.5),
+    "gate": "hard", "no_dec_skip": True, "swap": 0.5, "nesting": (0.5, 0.5, 1.0), "k_anneal": 0.3,
+    "kappa": 0.0, "l2": 0.0, "kl": 0.0, "repair": False,
+}  # fmt: skip
+
+
+def tree_f1(sae: SAE, truth: Truth) -> tuple[float, float]:
     """F1 of the edges top–mid and mid–leaf."""
-    options = {
-        "d_sae": 168, "k": 7, "shape": "fanout", "orientation": "top_down", "gate": "hard", "no_dec_skip": True,
-        "level_weights": (1.2, 0.8, 0.5), "k_anneal": 0.5,
-    }  # fmt: skip
-    truth, runs = trained(folder, toy, 600, 1e-2, {"tree": ("tree", options)})
-    sae = runs["tree"].sae
     assert isinstance(sae, Tree)
     top, mid, leaf = sae.forest.spans
     matching = level_matching(sae, truth, {"high": top, "mid": mid, "low": leaf})
@@ -142,10 +152,14 @@ def tree_f1(folder: Path, toy: str) -> tuple[float, float]:
 
 
 def test_tree_finds_edges_of_composed_features_and_none_of_independent_ones(tmp_path: Path) -> None:
-    top, leaf = tree_f1(tmp_path, "toy-h-tree")
-    no_top, no_leaf = tree_f1(tmp_path, "toy-h-independent")
+    seeds = {"seed-0": 0, "seed-1": 1, "seed-2": 2}
+    learners = dict.fromkeys(seeds, ("tree", FOUND_BY))
+    truth, runs = trained(tmp_path, "toy-h-tree", 800, 1e-2, learners, seeds)
+    top, leaf = np.mean([tree_f1(run.sae, truth) for run in runs.values()], axis=0)
+    nothing, runs = trained(tmp_path, "toy-h-independent", 800, 1e-2, {"tree": ("tree", FOUND_BY)})
+    no_top, no_leaf = tree_f1(runs["tree"].sae, nothing)
     assert top >= 0.4
-    assert leaf >= 0.15  # .6 is wanted; the gate costs explained variance and only a sixth of the leaves pass .8
+    assert leaf >= 0.6
     assert no_top <= 0.1
     assert no_leaf <= 0.1
 
