@@ -69,5 +69,16 @@ class Allocations(TorchDispatchMode):
 
 
 def tensors(values: object) -> list[Tensor]:
-    """The tensors in nested lists, tuples and dicts."""
-    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
+    """The tensors in nested lists, tuples and dicts; of sparse ones, which have no storage, what they are made of."""
+    return [part for value in tree_leaves(values) if isinstance(value, Tensor) for part in parts_of(value)]
+
+
+def parts_of(tensor: Tensor) -> list[Tensor]:
+    """Indices and values of a sparse tensor; any other one is its own part."""
+    if tensor.layout == torch.sparse_csr:
+        return [tensor.crow_indices(), tensor.col_indices(), tensor.values()]
+    if tensor.layout == torch.sparse_csc:
+        return [tensor.ccol_indices(), tensor.row_indices(), tensor.values()]
+    if tensor.layout == torch.sparse_coo:
+        return [tensor._indices(), tensor._values()]
+    return [tensor]

@@ -39,6 +39,21 @@ def test_views_and_changes_in_place_take_nothing() -> None:
     assert peak_bytes(compute, CPU) == 0
 
 
+def test_sparse_tensors_count_with_their_indices() -> None:
+    values, columns, rows = torch.ones(64), torch.arange(64) % 16, torch.arange(65)
+    target = torch.zeros(64, 32)
+
+    def compute() -> Tensor:
+        sparse = torch.sparse_csr_tensor(rows, columns, values, (64, 16), check_invariants=False)
+        return torch.addmm(target, sparse, W)
+
+    made = {layout: x.to_sparse(layout=layout) for layout in (torch.sparse_csr, torch.sparse_coo)}
+    assert peak_bytes(compute, CPU) == SIZE
+    n = int((x != 0).sum())
+    assert peak_bytes(lambda: made[torch.sparse_csr].clone(), CPU) == 8 * 65 + (8 + 4) * n
+    assert peak_bytes(lambda: made[torch.sparse_coo].clone(), CPU) == (2 * 8 + 4) * n
+
+
 def test_gradients_count() -> None:
     weight = torch.zeros(1000, requires_grad=True)
 
