@@ -36,4 +36,4 @@ class BenchConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """All of the above, as JSON can hold it."""
-        return asdict(self)
+        return asdict(self) | {"seqpos_slice": list(self.seqpos_slice)}
