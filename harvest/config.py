@@ -49,7 +49,11 @@ class HarvestConfig(Settings):
         "auto", description="Type the model computes in; auto: float32 on a CPU, bfloat16 on a GPU."
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
-    batch_size: Count = Field(32, gt=0, description="Sequences per forward pass; halved when memory runs out.")
+    batch_size: Count | None = Field(
+        None,
+        gt=0,
+        description="Sequences per forward pass, halved when memory runs out; default: 4,096 tokens (GPU: 32,768).",
+    )
     chunk_sequences: Count | None = Field(
         None,
         gt=0,

@@ -25,6 +25,7 @@ from harvest.config import HarvestConfig
 CHUNK_BYTES = 64 * 2**20
 CHUNK_MULTIPLE = 16  # sequences: keeps chunk files whole pages, so that several can be mapped as one
 PAGE_BYTES = 4096
+BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # per forward pass: enough to fill the device
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Plan:
         held: the same, for the hooks that the store on disk already has.
         identity: what decides the bytes; see docs/store.md.
         n_sequences: rows of the finished store.
+        device: kind of the device that chunks are computed on.
     """
 
     config: HarvestConfig
@@ -46,6 +48,12 @@ class Plan:
     held: dict[str, int]
     identity: dict[str, Any]
     n_sequences: int
+    device: str
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences per forward pass: as asked, or a function of the kind of device, so that equal machines agree."""
+        return self.config.batch_size or max(BATCH_TOKENS[self.device] // self.context, 1)
 
     @property
     def bos(self) -> int | None:
@@ -121,7 +129,7 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
         "seed": config.seed,
     }
     held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
-    return Plan(config, path, model, corpus, widths, held, identity, n_sequences)
+    return Plan(config, path, model, corpus, widths, held, identity, n_sequences, elsewhere or device.type)
 
 
 def measure_widths(model: LanguageModel, hooks: list[str]) -> dict[str, int]:

@@ -74,7 +74,7 @@ def prepare_store(plan: Plan) -> Store:
     header["hooks"] = header["hooks"] | {
         hook: hook_header(store, plan, hook) for hook in plan.widths if hook not in header["hooks"]
     }
-    header["settings"] = header["settings"] | {"batch_size": header["settings"]["batch_size"] or plan.config.batch_size}
+    header["settings"] = header["settings"] | {"batch_size": header["settings"]["batch_size"] or plan.batch_size}
     if header != store.header:
         store.header = header
         store.write_metadata()

@@ -123,7 +123,7 @@ def dry_run(config: HarvestConfig) -> dict[str, Any]:
     """
     plan = make_plan(config)
     check_room(plan)
-    batch = min(config.batch_size, plan.n_sequences)
+    batch = min(plan.batch_size, plan.n_sequences)
     tokens = torch.zeros(batch, config.context, dtype=torch.int64, device=plan.model.device)
     plan.model.capture(tokens, list(plan.widths))
     started = time.monotonic()

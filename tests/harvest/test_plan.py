@@ -120,3 +120,14 @@ def test_harvest_without_tokens_keeps_the_length_of_the_store(
     outcome = go(build(HarvestConfig, places | sizes | {"layer": (2,), "device": "cpu"}, "test"))
     assert (outcome.sequences, outcome.tokens_harvested_now) == (50, 1600)
     assert sorted(outcome.hooks) == [HOOK, "blocks.2.hook_resid_post"]
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "size"), [("cpu", None, 128), ("cuda", None, 1024), ("cuda", 5, 5)]
+)  # 4,096 and 32,768 tokens in sequences of 32
+def test_batch_size_follows_from_the_kind_of_device(
+    tiny_model: Path, texts: Path, tmp_path: Path, device: str, asked: int | None, size: int
+) -> None:
+    made = plan.make_plan(small(tiny_model, texts, tmp_path / "x.zarr", batch_size=asked), elsewhere=device)
+    assert made.batch_size == size
+    assert made.identity["model_dtype"] == ("float32" if device == "cpu" else "bfloat16")
