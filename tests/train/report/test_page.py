@@ -138,6 +138,14 @@ def test_kinds_are_compared_at_equal_l0_and_who_is_left_out_is_said(tmp_path: Pa
     assert "left out: failed: out of memory" in said
 
 
+def test_learners_that_miss_the_l0_are_told_though_one_row_is_left(tmp_path: Path) -> None:
+    far = made_learner("topk", "topk", options={"d_sae": 32, "k": 30})
+    made_run(tmp_path / "r", made_learner("batchtopk"), far)
+    said = words_of(make_page([tmp_path / "r"]))
+    assert "topk: left out at L0 30: seed 0 (measured L0 4.25 to 4.25)" in said
+    assert "Equal L0" in said
+
+
 def test_without_the_baseline_the_first_kind_is_one(tmp_path: Path) -> None:
     made_run(tmp_path / "r", made_learner("topk", "topk"), made_learner("gated", "gated", ev=0.9))
     assert "differences from gated" in words_of(make_page([tmp_path / "r"]))
