@@ -59,6 +59,10 @@ class Spliced:
         """See `log_chances`."""
         return log_chances(self.model, self.hook, text, puts)
 
+    def without(self, one: Traced, chosen: Tensor) -> Tensor:
+        """Activations from which the chosen paths (bool) are taken."""
+        return without(self.sae, one.text, shares_of(one.text, one.paths, chosen))
+
     def losses(self, text: Text, puts: Sequence[Tensor]) -> Tensor:
         """Cross-entropy with each of these activations, summed over predicting positions, float64 [puts]."""
         return torch.tensor([cross_entropy(text, found) for found in self.chances(text, puts)], dtype=torch.float64)
@@ -80,12 +84,13 @@ def kept_curve(spliced: Spliced, traced: Sequence[Traced], seed: int) -> list[di
     sums = torch.zeros(2, len(counts), 3, dtype=torch.float64)  # by ranking and count: CE, KL, latents in use
     for one, orders in rankings(traced, spliced.check, seed):
         (clean,) = spliced.chances(one.text, [one.text.x])
-        shares = [shares_of(one.text, one.paths, ranks < count) for ranks in orders for count in counts]
-        changed = spliced.chances(one.text, [only(spliced.sae, one.text, part) for part in shares])
-        rows = [
-            (cross_entropy(one.text, found), divergence(clean, found), one.n * latents_in(part))
-            for part, found in zip(shares, changed, strict=True)
-        ]
+        puts, used = [], []
+        for kept in (ranks < count for ranks in orders for count in counts):
+            shares = shares_of(one.text, one.paths, kept)  # as wide as the SAE: one at a time
+            puts.append(only(spliced.sae, one.text, shares))
+            used.append(one.n * float((shares > 0).sum(-1).double().mean()))
+        losses = [(cross_entropy(one.text, p), divergence(clean, p)) for p in spliced.chances(one.text, puts)]
+        rows = [(*pair, latents) for pair, latents in zip(losses, used, strict=True)]
         sums += torch.tensor(rows, dtype=torch.float64).view_as(sums) / n
     return [
         {"kept": count, "latents": latents, "ce": ce, "kl": kl, "random_ce": random_ce, "random_kl": random_kl}
@@ -93,18 +98,13 @@ def kept_curve(spliced: Spliced, traced: Sequence[Traced], seed: int) -> list[di
     ]
 
 
-def latents_in(shares: Tensor) -> float:
-    """Latents in use at a position, mean."""
-    return float((shares > 0).sum(-1).double().mean())
-
-
 def removal_curve(spliced: Spliced, traced: Sequence[Traced], seed: int) -> list[dict[str, float]]:
     """Over all sequences: how much the cross-entropy rises when paths of each token are taken out of x."""
     n = sum(one.n for one in traced)
     rises = torch.zeros(2, len(REMOVED), dtype=torch.float64)
     for one, orders in rankings(traced, spliced.check, seed):
-        shares = [shares_of(one.text, one.paths, ranks < count) for ranks in orders for count in REMOVED]
-        ce = spliced.losses(one.text, [one.text.x, *(without(spliced.sae, one.text, part) for part in shares)])
+        gone = (ranks < count for ranks in orders for count in REMOVED)
+        ce = spliced.losses(one.text, [one.text.x, *(spliced.without(one, paths) for paths in gone)])
         rises += (ce[1:] - ce[0]).view_as(rises) / n
     return [
         {"removed": count, "ce_rise": rise, "random_ce_rise": random_rise}
@@ -119,8 +119,7 @@ def single_effects(spliced: Spliced, traced: Sequence[Traced], seed: int) -> Ten
         spliced.check()
         drawn = torch.randperm(len(one.paths.token), generator=generator)[:ABLATED]
         chosen = torch.arange(len(one.paths.token)) == drawn[:, None]
-        puts = [one.text.x, *(without(spliced.sae, one.text, shares_of(one.text, one.paths, path)) for path in chosen)]
-        ce = spliced.losses(one.text, puts)
+        ce = spliced.losses(one.text, [one.text.x, *(spliced.without(one, path) for path in chosen)])
         found.append(torch.stack([one.scores[drawn], ce[1:] - ce[0]], dim=1))
     return torch.cat(found)
 
