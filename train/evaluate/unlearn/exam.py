@@ -98,6 +98,8 @@ def asked(patient: Patient, folder: Path, sets: dict[str, list[Question]]) -> di
     key = fingerprint([patient.model.source.identity(), tokenizer.identity(), patient.model.device.type])
     file = folder / f"correct-{key[:16]}.json"
     known = read_json(file) if file.exists() else {}
+    if not isinstance(known, dict) or not all(isinstance(of_set, dict) for of_set in known.values()):
+        raise StoreError(f"{file}: no numbers of questions. Remove it, and they are looked for again.")
     exams = {}
     for name, questions in sets.items():
         content = fingerprint([[q.question, list(q.choices), q.answer] for q in questions])

@@ -68,7 +68,8 @@ def read_questions(folder: Path, name: str) -> list[Question]:
     questions = []
     for number, row in enumerate(_rows(file)):
         try:
-            one = Question(str(row["question"]), tuple(str(choice) for choice in row["choices"]), int(row["answer"]))
+            choices: list[Any] = [] + row["choices"]  # a text is no list, though it can be gone through
+            one = Question(str(row["question"]), tuple(map(str, choices)), int(row["answer"]))
         except (KeyError, TypeError, ValueError):
             raise DataError(f"{file} row {number}: no question, choices and answer.") from None
         if len(one.choices) != 4 or not 0 <= one.answer < 4:

@@ -90,9 +90,11 @@ def test_questions_are_read_from_every_form(data: Path, tmp_path: Path) -> None:
     [
         ({"question": "Who?", "choices": ["a", "b"], "answer": 0}, "row 0: 2 choices, answer 0; 4 are needed"),
         ({"question": "Who?", "answer": 0}, "row 0: no question, choices and answer"),
+        ({"question": "Who?", "choices": "abcd", "answer": 0}, "row 0: no question, choices and answer"),
+        (["Who?"], "row 0: no question, choices and answer"),
     ],
 )
-def test_rows_that_are_no_questions_are_named(row: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_rows_that_are_no_questions_are_named(row: object, message: str, tmp_path: Path) -> None:
     (tmp_path / "human_aging.jsonl").write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match=message):
         read_questions(tmp_path, "human_aging")

@@ -13,7 +13,7 @@ import torch
 from transformers import Gemma2ForCausalLM
 
 from common.config import build
-from common.errors import ConfigError
+from common.errors import ConfigError, StoreError
 from common.files import read_json
 from common.models import HfTokenizer, find_model, load_model
 from common.stopping import Stop
@@ -183,6 +183,17 @@ def test_no_question_right_in_every_order_gives_no_score(folder: Path, tmp_path:
     assert found["settings"] == []
     assert found["metrics"]["questions_forget"] == 0
     assert found["reasons"]["delta_ce"] == "there is no best setting"
+
+
+def test_kept_numbers_of_another_form_are_one_error(folder: Path, tmp_path: Path) -> None:
+    data = make_data(tmp_path / "data", n_questions=1)
+    unlearn(folder, data=data)
+    (kept,) = data.glob("correct-*.json")
+    kept.write_text("[1, 2]")
+    with pytest.raises(StoreError, match=r"correct-.*\.json: no numbers of questions. Remove it"):
+        unlearn(folder, data=data)
+    kept.write_text('{"wmdp-bio": {"questions": 1}}')  # of other questions: found anew
+    assert unlearn(folder, data=data)["metrics"]["questions_forget"] == 0
 
 
 def test_always_right_keeps_what_is_right_in_all_orders(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
