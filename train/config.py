@@ -105,10 +105,10 @@ class FitConfig(DataConfig):
         gt=0,
         description="Learners trained together, the rest after them on the same batches; default: what memory allows.",
     )
-    parallel: Literal["auto", "learners", "batch"] = Field(
+    parallel: Literal["auto", "learners", "batch", "latents"] = Field(
         "auto",
-        description="What torchrun's processes share: the learners, or the rows of each batch; auto: the learners, "
-        "where there are several.",
+        description="What torchrun's processes share: the learners, the rows of each batch, or the latents of each "
+        "learner; auto: the learners, where there are several, else the batch.",
     )
     out: Path | None = Field(None, description="Run folder; default runs/<store>.")
     learner: tuple[LearnerConfig, ...] = Field((), description="The learners; [[learner]] tables in a TOML file.")
@@ -129,7 +129,7 @@ class FitConfig(DataConfig):
         """The data settings alone."""
         return DataConfig(**{name: getattr(self, name) for name in DataConfig.model_fields})
 
-    def shared_by(self) -> Literal["learners", "batch"]:
+    def shared_by(self) -> Literal["learners", "batch", "latents"]:
         """What several processes share."""
         if self.parallel == "auto":
             return "learners" if len(self.learner) > 1 else "batch"

@@ -54,19 +54,20 @@ def finish(run: Run) -> None:
 
 def finish_learner(run: Run, learner: Learner) -> None:
     """Leave `sae/`, `eval/heldout.json` and, last, `result.json`, if this process writes them."""
-    settled = learner.sae.calibrate(functools.partial(scaled_batches, run, learner))
-    learner.sae.fold()
+    sae = learner.whole_sae()
+    settled = sae.calibrate(functools.partial(scaled_batches, run, learner))
+    sae.fold()
     metrics: dict[str, Any] = {}
     folder = run.folder_of(learner.name)
     if run.config.held_out:
         held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
-        metrics = evaluate_heldout(learner.sae, until_stopped(run, held_out))
+        metrics = evaluate_heldout(sae, until_stopped(run, held_out))
     learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
     if not run.ranks.writes:
         return
     if metrics:
         write_evaluation(folder, "heldout", Evaluation(metrics))
-    save_sae(learner.sae, folder / "sae", sae_facts(run, learner))
+    save_sae(sae, folder / "sae", sae_facts(run, learner))
     write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))
 
 

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.collective import all_sums, before_this_rank, over_ranks, sum_gradients_
+from train.collective import (
+    all_latents,
+    all_sums,
+    before_this_rank,
+    clip_gradients_,
+    over_latents,
+    over_ranks,
+    sum_gradients_,
+)
 from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.optim import make_optimizer, normalise_rows_, project_gradient_
@@ -16,6 +24,7 @@ from train.saes.base import SAE, Batches, Output
 from train.saes.kept import Codes, Kept, sparse_pays
 from train.saes.parts import masked
 from train.schedule import Clock, default_lr, lr_factor
+from train.sharding import DIMENSIONS, Shards
 
 JUDGED_STEPS = 10  # explained variance of fewer steps than this ends nobody
 CARRIED = ("steps", "tokens", "x", "x2", "error2")
@@ -78,16 +87,23 @@ class Learner:
         device: torch.device,
         precision: torch.dtype,
         kernels: Kernels = "auto",
+        shards: Shards | None = None,
     ) -> None:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
+        self.shards = shards
+        if shards is not None:
+            shards.shard_(sae.to(device))
         self.sae = sae.to(device)
         pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device))
-        self.sae.sparse = sae.can_be_sparse and pays
+        self.sae.sparse = sae.can_be_sparse and pays and shards is None
         for parameter in self.sae.parameters():
             # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore
             parameter.data = parameter.data.contiguous()
         self.optimizer = make_optimizer(self.sae, config)
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        names = {id(parameter): name for name, parameter in self.sae.named_parameters()}
+        self.names = [names[id(parameter)] for parameter in self.parameters]
+        self.everywhere = [one for one, name in zip(self.parameters, self.names, strict=True) if name not in DIMENSIONS]
         self.peak_lr = config.lr or sae.lr_scale * default_lr(n_steps, sae.d_sae)
         self.step = 0
         self.state, self.reason = "running", ""
@@ -124,12 +140,12 @@ class Learner:
         total = output.total
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
-        sum_gradients_(self.parameters)
+        sum_gradients_(self.parameters, self.everywhere)
         rows = [self.sae.get_parameter(name) for name in self.sae.unit_rows]
         for weight in rows:
             if weight.grad is not None:
                 project_gradient_(weight)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.grad_clip)
+        norm = clip_gradients_(self.parameters, self.everywhere, self.config.grad_clip)
         self.optimizer.step()
         for weight in rows:
             normalise_rows_(weight)
@@ -188,9 +204,9 @@ class Learner:
         else:
             latents = masked(codes, batch.valid, batch.n_valid)
             sampled = self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values
-            found = {"l1": latents.sum()} | (self._sample_firing(latents, batch) if sampled else {})
+            found = {"l1": over_latents(latents.sum())} | (self._sample_firing(latents, batch) if sampled else {})
             # a third of the time of a sum over a comparison
-            counts = {name: torch.count_nonzero(latents[..., place]) for name, place in groups.items()}
+            counts = {name: over_latents(torch.count_nonzero(latents[..., place])) for name, place in groups.items()}
         found["l0"] = torch.stack(list(counts.values())).sum()
         return found | {f"group/{name.replace(' ', '_')}": count for name, count in counts.items() if name}
 
@@ -200,7 +216,7 @@ class Learner:
         stride = max(over_ranks(n_tokens) // SAMPLE_TOKENS, 1)
         chosen = slice((self.step // SAMPLE_EVERY - before_this_rank(n_tokens)) % stride, None, stride)
         return {
-            "firing": (latents.flatten(0, 1)[chosen] > 0).sum(0),
+            "firing": all_latents((latents.flatten(0, 1)[chosen] > 0).sum(0)),
             "sampled": batch.valid.flatten()[chosen].sum(),
         }
 
@@ -245,9 +261,24 @@ class Learner:
         optimizer = {}
         for number, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
-                optimizer[f"{number}.{name}"] = torch.as_tensor(value)
+                optimizer[f"{number}.{name}"] = self._whole(self.names[number], torch.as_tensor(value))
         sums = self.sums.values | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
-        return {"weights": dict(self.sae.state_dict()), "optimizer": optimizer, "sums": sums}
+        weights = {name: self._whole(name, value) for name, value in self.sae.state_dict().items()}
+        return {"weights": weights, "optimizer": optimizer, "sums": sums}
+
+    def _whole(self, name: str, own: Tensor) -> Tensor:
+        return own if self.shards is None else self.shards.whole(name, own)
+
+    def _own(self, name: str, whole: Tensor) -> Tensor:
+        return whole if self.shards is None else self.shards.cut(name, whole)
+
+    def whole_sae(self) -> SAE:
+        """The SAE with all its latents; on every rank that has some of them."""
+        if self.shards is None:
+            return self.sae
+        sae = type(self.sae)(self.sae.config, self.sae.d_in)
+        sae.load_state_dict({name: self._whole(name, value) for name, value in self.sae.state_dict().items()})
+        return sae.to(self.device)
 
     def facts(self) -> dict[str, Any]:
         """What a checkpoint keeps beside tensors."""
@@ -263,11 +294,11 @@ class Learner:
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:
         """Become exactly the learner that `tensors()` and `facts()` were taken from."""
-        self.sae.load_state_dict(tensors["weights"])
+        self.sae.load_state_dict({name: self._own(name, value) for name, value in tensors["weights"].items()})
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in tensors["optimizer"].items():
             number, _, name = key.partition(".")
-            state.setdefault(int(number), {})[name] = value
+            state.setdefault(int(number), {})[name] = self._own(self.names[int(number)], value)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
         self.last_loss, self.quiet_steps = sums.pop("last_loss"), sums.pop("quiet_steps")

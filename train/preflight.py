@@ -117,6 +117,7 @@ def rehearse(
     window = learner.sae.window
     sae, n_steps = copy.deepcopy(learner.sae), learner.n_steps
     trial = Learner(learner.config, sae, n_steps, learner.device, learner.precision, config.kernels)
+    trial.shards = learner.shards
     try:
         if not bool(torch.isfinite(batches.batch(0, config.batch_size // window, window).x).all()):
             raise StoreError(
@@ -134,7 +135,7 @@ def rehearse(
         if not math.isfinite(loss):
             return f"the loss of the first step is {loss}, on data that is finite; look at the learner's settings"
         if config.held_out:
-            evaluate_heldout(trial.sae, batches.held_out(window, max_tokens=256))
+            evaluate_heldout(trial.whole_sae(), batches.held_out(window, max_tokens=256))
         with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal-") as scratch:
             save_checkpoint(Path(scratch), 1, trial.tensors(), trial.facts(), {})
             found, skipped = newest_whole(Path(scratch))

@@ -31,6 +31,7 @@ from train.record import Status
 from train.run import DATA_FILE, RUN_FILE, STATUS_FILE, Run, end_learner, identity_with
 from train.saes import REGISTRY, settle_config, variant_class
 from train.saes.base import SAEConfig
+from train.sharding import Shards
 
 BEFORE_START = re.compile(r"\.lock|status\.json.*|run\.toml.*|data\.json\.aside|\.rehearsal-.*")  # a start cut short
 
@@ -201,6 +202,26 @@ def settle_learners(config: FitConfig, store: Store) -> dict[str, SAEConfig]:
     }
 
 
+def refuse_unsharded(config: FitConfig, saes: dict[str, SAEConfig], n_ranks: int) -> None:
+    """Nothing, if every learner can be trained with its latents spread over so many ranks.
+
+    Raises:
+        ConfigError: a variant that cannot, or latents that cannot be dealt evenly.
+    """
+    for learner in config.learner:
+        if not variant_class(learner.variant).can_shard:
+            known = ", ".join(name for name, variant in REGISTRY.items() if variant.can_shard)
+            raise ConfigError(
+                f"learner '{learner.name}': latents of {learner.variant} cannot be spread over ranks; those of {known} "
+                "can. Spread learners with --parallel learners, or train it in one process."
+            )
+        if saes[learner.name].d_sae % n_ranks:
+            raise ConfigError(
+                f"learner '{learner.name}': {saes[learner.name].d_sae:,} latents cannot be dealt evenly to {n_ranks} "
+                f"ranks. Choose a --d-sae that is a multiple of {n_ranks}."
+            )
+
+
 def refuse_unsplit(config: FitConfig, saes: dict[str, SAEConfig], n_ranks: int) -> None:
     """Nothing, if every learner can be trained with its batches split over so many ranks.
 
@@ -267,7 +288,9 @@ def new_learner(run: Run, config: LearnerConfig) -> Learner:
     """A learner with its first weights."""
     seed = config.seed if config.seed is not None else run.config.seed
     sae = variant_class(config.variant)(run.saes[config.name], run.d_in, seed)
-    return Learner(config, sae, run.amount.n_steps, run.device, run.precision, run.config.kernels)
+    ranks = run.ranks
+    shards = Shards(ranks.data, run.device.type) if ranks.in_step and ranks.mode == "latents" else None
+    return Learner(config, sae, run.amount.n_steps, run.device, run.precision, run.config.kernels, shards)
 
 
 def started(run: Run, config: LearnerConfig) -> Learner:
@@ -326,6 +349,8 @@ def stand_together(run: Run) -> None:
                 f"{run.folder}: rank {number} begins at {steps}, rank {run.ranks.rank} at {mine}. All ranks must see "
                 "one run folder: put it where they do, with --out."
             )
+    if run.ranks.mode == "latents":
+        return  # laid out from rank 0's
     with run.sharing():
         for learner in run.learners:
             copy_from_first_(tensor for tensors in learner.tensors().values() for tensor in tensors.values())

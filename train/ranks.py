@@ -2,6 +2,7 @@
 
     learners   each learner lives on one rank, which writes its folder; ranks meet at the start and at the end
     batch      all ranks do the same, each on its own rows of every batch (`collective`); rank 0 alone writes
+    latents    all ranks do the same, each for its own latents (`sharding`); rank 0 alone writes
 
 Rank 0 owns what belongs to the run as a whole: its lock, plan, status and end. All ranks see one store and one run
 folder. What is said here goes over gloo, from the CPU: nothing waits for a GPU.
@@ -28,7 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 from common.errors import ConfigError, GranaryError, Interrupted, StoreError
 from common.stopping import Stop
 
-Mode = Literal["learners", "batch"]
+Mode = Literal["learners", "batch", "latents"]
 T = TypeVar("T")
 
 PATIENCE = datetime.timedelta(days=7)  # a rank that is gone is noticed by its closed connections, not by the clock
@@ -75,7 +76,7 @@ class Ranks:
     @property
     def in_step(self) -> bool:
         """Whether all ranks take every step together."""
-        return self.size > 1 and self.mode == "batch"
+        return self.size > 1 and self.mode != "learners"
 
     def sharing(self, mode: Mode) -> Ranks:
         """The same ranks, sharing the work in this way."""

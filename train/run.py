@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from common.files import read_json, write_json
 from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import checkpoints, save_checkpoint, step_of
-from train.collective import Shared, shared_batch
+from train.collective import Shared, shared_step
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan
@@ -139,14 +139,15 @@ class Run:
     def rows(self, step: int, window: int, reuse: bool = False) -> Batch:
         """Batch number `step`, or this rank's rows of it; see `Batches.batch`."""
         n_windows = self.config.batch_size // window
-        if not self.ranks.in_step:
+        if not (self.ranks.in_step and self.ranks.mode == "batch"):
             return self.batches.batch(step, n_windows, window, reuse)
         return self.batches.share(step, n_windows, window, self.ranks.rank, self.ranks.size, reuse)
 
     def sharing(self) -> AbstractContextManager[None]:
         """The scope of a step on `rows`."""
         ranks = self.ranks
-        return shared_batch(Shared(ranks.rank, ranks.size, ranks.data) if ranks.in_step else None)
+        of: Literal["rows", "latents"] = "rows" if ranks.mode == "batch" else "latents"
+        return shared_step(Shared(ranks.rank, ranks.size, ranks.data, of) if ranks.in_step else None)
 
     def say(self, message: str) -> None:
         """A line for the person at the terminal, by the process that writes."""
@@ -185,10 +186,10 @@ def refuse_when_stopped(run: Run) -> None:
 
 def save_learner(run: Run, learner: Learner) -> None:
     """A checkpoint of one learner where it stands."""
-    if not run.ranks.writes:
-        return
-    folder = run.folder_of(learner.name) / "checkpoints"
-    save_checkpoint(folder, learner.step, learner.tensors(), learner.facts(), identity_with(run, learner.config))
+    tensors = learner.tensors()  # of every rank that has some of the latents
+    if run.ranks.writes:
+        folder = run.folder_of(learner.name) / "checkpoints"
+        save_checkpoint(folder, learner.step, tensors, learner.facts(), identity_with(run, learner.config))
 
 
 @contextlib.contextmanager
@@ -306,7 +307,8 @@ def standing(run: Run, name: str) -> dict[str, Any]:
 def record_end(run: Run, state: str, reason: str) -> None:
     """Checkpoint what runs, if it can be, and record why the run ended, once every rank has stopped."""
     try:
-        for learner in run.active:
+        # a rank in step that fails is alone in it: others may be in the middle of a step, and it must not wait for them
+        for learner in [] if run.ranks.in_step and state == "failed" else run.active:
             save_learner(run, learner)
     except GranaryError as error:
         reason = f"{reason} (and no checkpoint could be written: {error})"

@@ -37,6 +37,7 @@ from train.prepare import (
     load_plan,
     make_run,
     prepare,
+    refuse_unsharded,
     refuse_unsplit,
     settle_learners,
     stand_together,
@@ -115,7 +116,8 @@ def make_plan(config: FitConfig, folder: Path, ranks: Ranks) -> DataPlan:
     saes = settle_learners(config, store)
     windows = windows_of(saes)
     if ranks.in_step:
-        refuse_unsplit(config, saes, ranks.size)
+        refuse = refuse_unsplit if ranks.mode == "batch" else refuse_unsharded
+        refuse(config, saes, ranks.size)
     plan = load_plan(folder, store) or plan_data(store, config.data(), config.seed, windows)
     return with_windows(store, plan, windows)
 
@@ -339,7 +341,7 @@ def quick_look(run: Run, learner: Learner) -> dict[str, float]:
     window = learner.sae.window
     if window not in run.sample:
         run.sample[window] = list(run.batches.held_out(window, run.config.eval_tokens))
-    return evaluate_heldout(learner.sae, run.sample[window])
+    return evaluate_heldout(learner.whole_sae(), run.sample[window])
 
 
 def describe(lines: dict[str, dict[str, Any]], step: int, pace: Pace) -> str:

@@ -1,4 +1,4 @@
-"""Batches split over ranks, in real processes: the losses of one process, whoever is stopped or killed."""
+"""Steps shared by ranks, in real processes: the losses of one process, whoever is stopped or killed."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ from tests.train.runs import equal, status_of
 from tests.train.team import newest_step, run_team, start_team, wait_for_steps
 from tests.warm import WarmServer
 from train.checkpoint import checkpoints
-from train.collective import all_min, all_sum, all_sums, among_largest, over_ranks, shared_batch, sum_gradients_
+from train.collective import all_min, all_sum, all_sums, among_largest, over_ranks, shared_step, sum_gradients_
 from train.saes import REGISTRY
 
 SPLIT = [name for name, variant in REGISTRY.items() if variant.can_split]
-NAMES = ("topk", "predictor")  # the second has windows, so that ranks have unlike numbers of valid tokens
+SHARDED = [name for name, variant in REGISTRY.items() if variant.can_shard]
+# predictor has windows, so that ranks with rows of their own have unlike numbers of valid tokens
+NAMES = {"batch": ("topk", "predictor"), "latents": ("topk", "batchtopk")}
+MODES = list(NAMES)
 
 
-def argv(store: Path, out: str, names: tuple[str, ...], *more: str) -> list[str]:
+def argv(store: Path, out: str, names: tuple[str, ...], *more: str, mode: str = "batch") -> list[str]:
     variants = [word for name in names for word in ("--variant", name)]
+    if mode == "latents":
+        more = (*more, "--kernels", "plain")  # as ranks with latents of their own take their steps
     return [
-        *("train", "fit", "--cache", str(store), "--out", out, "--parallel", "batch", *variants),
+        *("train", "fit", "--cache", str(store), "--out", out, "--parallel", mode, *variants),
         *("--eval-tokens", "256", "--final-eval-tokens", "256", "--device", "cpu", *more),
     ]
 
 
-def small(store: Path, out: str) -> list[str]:
+def small(store: Path, mode: str) -> list[str]:
     """A run that is checkpointed every third of its 60 steps."""
     sizes = ("--d-sae", "64", "--k", "4", "--steps", "60", "--batch-size", "256")
-    return argv(store, out, NAMES, *sizes, "--log-every", "3", "--checkpoint-every", "3")
+    return argv(store, "r", NAMES[mode], *sizes, "--log-every", "3", "--checkpoint-every", "3", mode=mode)
 
 
 def metrics_of(learner: Path) -> list[dict[str, Any]]:
@@ -53,26 +58,29 @@ def assert_alike(run: Path, straight: Path, names: tuple[str, ...] | list[str]) 
 
 
 @pytest.fixture(scope="module")
-def straight(shared_store: Path, warm: WarmServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small run on two ranks, never stopped."""
-    folder = tmp_path_factory.mktemp("straight")
-    run_team(warm, small(shared_store, "r"), folder)
-    return folder / "r"
+def straight(shared_store: Path, warm: WarmServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The small run on two ranks, never stopped, by mode."""
+    folders = {mode: tmp_path_factory.mktemp(mode) for mode in MODES}
+    for mode, folder in folders.items():
+        run_team(warm, small(shared_store, mode), folder)
+    return {mode: folder / "r" for mode, folder in folders.items()}
 
 
 @pytest.mark.slow
-def test_every_variant_that_can_be_split_has_the_losses_of_one_process(
-    shared_store: Path, tmp_path: Path, warm: WarmServer
+@pytest.mark.parametrize(("mode", "names"), [("batch", SPLIT), ("latents", SHARDED)])
+def test_every_variant_that_can_be_shared_has_the_losses_of_one_process(
+    shared_store: Path, tmp_path: Path, warm: WarmServer, mode: str, names: list[str]
 ) -> None:
     # long enough for latents to die, so that AuxK has something to do
     sizes = ("--d-sae", "48", "--k", "2", "--steps", "28", "--batch-size", "2048", "--passes", "9", "--held-out", "0")
-    words = argv(shared_store, "r", tuple(SPLIT), *sizes, "--log-every", "4", "--checkpoint-every", "99")
+    more = ("--log-every", "4", "--checkpoint-every", "99")
+    words = argv(shared_store, "r", tuple(names), *sizes, *more, mode=mode)
     run_team(warm, words, tmp_path)
     assert warm.run([word if word != "r" else "solo" for word in words], tmp_path).code == 0
-    assert_alike(tmp_path / "r", tmp_path / "solo", SPLIT)
+    assert_alike(tmp_path / "r", tmp_path / "solo", names)
     for name in ("topk", "batchtopk"):
         assert metrics_of(tmp_path / "r" / name)[-1]["loss_aux"] > 0
-    for name in SPLIT:
+    for name in names:
         ours, theirs = (load_file(tmp_path / run / name / "sae" / "weights.safetensors") for run in ("r", "solo"))
         assert ours.keys() == theirs.keys()
         assert torch.allclose(ours["W_dec"], theirs["W_dec"], atol=2e-3), name
@@ -88,25 +96,29 @@ def test_plain_steps_split_over_three_ranks_have_the_losses_of_one_process(
     assert_alike(tmp_path / "r", tmp_path / "solo", ["topk", "batchtopk", "predictor"])
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_a_checkpoint_goes_on_with_another_number_of_ranks(
-    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: Path
+    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: dict[str, Path], mode: str
 ) -> None:
     learner = tmp_path / "r" / "topk"
     for n_ranks in (1, 2):
-        team = start_team(warm, small(shared_store, "r"), tmp_path, n_ranks)
+        team = start_team(warm, small(shared_store, mode), tmp_path, n_ranks)
         wait_for_steps(learner, 9)
         team.signal(signal.SIGTERM)
         assert [ended.code for ended in team.wait()] == [75] * n_ranks
     assert newest_step(learner) < 60
+    whole = load_file(checkpoints(learner / "checkpoints")[-1] / "weights.safetensors")
+    assert [len(whole[name]) for name in ("W_dec", "b_enc", "tokens_silent")] == [64] * 3
     run_team(warm, ["train", "resume", "r"], tmp_path, n_ranks=1)
-    assert_alike(tmp_path / "r", straight, NAMES)
+    assert_alike(tmp_path / "r", straight[mode], NAMES[mode])
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_a_signal_to_one_rank_stops_all_at_one_step(
-    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: Path
+    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: dict[str, Path], mode: str
 ) -> None:
     for rank in (0, 1):
-        team = start_team(warm, small(shared_store, "r"), tmp_path)
+        team = start_team(warm, small(shared_store, mode), tmp_path)
         wait_for_steps(tmp_path / "r" / "topk", 6)
         team.children[rank].signal(signal.SIGTERM)
         for ended in team.wait():
@@ -114,17 +126,18 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(
             assert "Traceback" not in ended.err
         status = status_of(tmp_path / "r")
         assert status["state"] == "interrupted"
-        for name in NAMES:
+        for name in NAMES[mode]:
             assert status["learners"][name]["step"] == status["step"] == newest_step(tmp_path / "r" / name)
     run_team(warm, ["train", "resume", "r"], tmp_path)
-    assert all(equal(tmp_path / "r" / name, straight / name) for name in NAMES)
+    assert all(equal(tmp_path / "r" / name, straight[mode] / name) for name in NAMES[mode])
 
 
+@pytest.mark.parametrize("mode", MODES)
 def test_a_killed_rank_ends_the_others_and_the_same_command_ends_with_the_same_bits(
-    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: Path
+    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: dict[str, Path], mode: str
 ) -> None:
     for killed in (1, 0):
-        team = start_team(warm, small(shared_store, "r"), tmp_path)
+        team = start_team(warm, small(shared_store, mode), tmp_path)
         wait_for_steps(tmp_path / "r" / "topk", 6)
         team.children[killed].signal(signal.SIGKILL)
         left = team.wait()[1 - killed]
@@ -133,20 +146,28 @@ def test_a_killed_rank_ends_the_others_and_the_same_command_ends_with_the_same_b
         assert left.err.count("RankLost: another rank ended") == 1
         if killed == 1:
             assert status_of(tmp_path / "r")["state"] == "interrupted"
-    run_team(warm, small(shared_store, "r"), tmp_path)
-    assert all(equal(tmp_path / "r" / name, straight / name) for name in NAMES)
+    run_team(warm, small(shared_store, mode), tmp_path)
+    assert all(equal(tmp_path / "r" / name, straight[mode] / name) for name in NAMES[mode])
 
 
-def test_one_writer_leaves_one_run_folder(shared_store: Path, warm: WarmServer, straight: Path) -> None:
-    for name in NAMES:
-        assert [line["step"] for line in metrics_of(straight / name)] == list(range(3, 63, 3))
-        assert len(checkpoints(straight / name / "checkpoints")) <= 3
-    assert not list(straight.rglob("*.aside")) + list(straight.glob(".rehearsal-*"))
+@pytest.mark.parametrize("mode", MODES)
+def test_one_writer_leaves_one_run_folder(straight: dict[str, Path], mode: str) -> None:
+    run = straight[mode]
+    for name in NAMES[mode]:
+        assert [line["step"] for line in metrics_of(run / name)] == list(range(3, 63, 3))
+        assert len(checkpoints(run / name / "checkpoints")) <= 3
+    assert not list(run.rglob("*.aside")) + list(run.glob(".rehearsal-*"))
 
 
 @pytest.mark.parametrize(
     ("names", "more", "said"),
     [
+        (
+            ("matryoshka",),
+            ("--parallel", "latents"),
+            "latents of matryoshka cannot be spread over ranks; those of topk,",
+        ),
+        (("topk",), ("--parallel", "latents", "--d-sae", "63"), "63 latents cannot be dealt evenly to 2 ranks. Choose"),
         (
             ("topk", "contrastive"),
             (),
@@ -172,13 +193,13 @@ def test_what_cannot_be_split_is_refused_in_one_line(
     assert not (tmp_path / "r").exists()
 
 
-def test_outside_a_shared_batch_there_is_one_rank() -> None:
+def test_outside_a_shared_step_there_is_one_rank() -> None:
     value = torch.tensor([3.0, 1.0], requires_grad=True)
-    with shared_batch(None):
+    with shared_step(None):
         assert all_sum(value) is value
         assert all_min(value) is value
         assert all_sums({"a": value})["a"] is value
         assert among_largest(value, 1) is None
         assert over_ranks(7) == 7
-        sum_gradients_([value])
+        sum_gradients_([value], [value])
     assert value.grad is None

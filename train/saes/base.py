@@ -105,7 +105,7 @@ class SAE(nn.Module, ABC):
         trained: whether gradient steps make it what it is; a reference has none, and no monitor ends it.
         sees_past: whether the tokens before have a say in a token's latents or reconstruction.
         can_be_sparse: whether a step can do with the kept codes alone.
-        can_split: whether the rows of a batch may be shared by several ranks: see `collective`.
+        can_split, can_shard: whether ranks may share the rows of a batch, or the latents: see `collective`.
         sparse: whether it does; the trainer says so.
     """
 
@@ -120,6 +120,7 @@ class SAE(nn.Module, ABC):
     sees_past: ClassVar[bool] = False
     can_be_sparse: ClassVar[bool] = False
     can_split: ClassVar[bool] = False
+    can_shard: ClassVar[bool] = False
     sparse: bool = False
 
     W_enc: Tensor

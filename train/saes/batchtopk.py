@@ -23,6 +23,7 @@ class BatchTopK(BatchLinearSAE):
     """See the module's formula."""
 
     variant = "batchtopk"
+    can_shard = True
     Config = BatchTopKConfig
     config: BatchTopKConfig
     plain = {}

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from train.collective import over_ranks
+from train.collective import counted_once, mean_over_latents, over_latents, over_ranks
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
@@ -61,7 +61,7 @@ class LinearSAE(SAE):
 
     def rebuild(self, latents: Codes, batch: Batch) -> tuple[Tensor, Float[Tensor, "B T D"], dict[str, Tensor]]:
         """Loss and reconstruction from the codes of a step, and what of them is worth logging."""
-        reconstruction = product(latents, self.W_dec) + self.b_dec
+        reconstruction = over_latents(product(latents, self.W_dec)) + counted_once(self.b_dec)
         return reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid), reconstruction, {}
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
@@ -82,7 +82,9 @@ class LinearSAE(SAE):
             aux = residual.new_zeros(())
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
-        return Output(parts, latents, reconstruction, {"dead": dead.float().mean()} | told | self.logged())
+        return Output(
+            parts, latents, reconstruction, {"dead": mean_over_latents(dead.float().mean())} | told | self.logged()
+        )
 
     def _keep_sparse(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Kept, Kept | None]:
         """The kept codes, and those that AuxK takes of the dead latents if there may be any."""

@@ -10,7 +10,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.collective import all_min, all_sum, among_largest, over_ranks
+from train.collective import (
+    all_min,
+    all_sum,
+    among_largest,
+    among_largest_latents,
+    latents_over_ranks,
+    over_latents,
+    over_ranks,
+)
 from train.saes.kept import Codes, Kept
 
 WEISZFELD_STEPS = 100
@@ -67,8 +75,9 @@ def reconstruction_loss(
 
 def top_k(u: Float[Tensor, "B T L"], k: int) -> Float[Tensor, "B T L"]:
     """`u` with all but the k largest of each token set to 0."""
-    values, indices = torch.topk(u, k, dim=-1, sorted=False)
-    return torch.zeros_like(u).scatter(-1, indices, values)
+    values, indices = torch.topk(u, min(k, u.shape[-1]), dim=-1, sorted=False)
+    taken = among_largest_latents(values, k)
+    return torch.zeros_like(u).scatter(-1, indices, values if taken is None else values * taken)
 
 
 def batch_top_k(u: Float[Tensor, "B T L"], n_kept: int) -> Float[Tensor, "B T L"]:
@@ -98,16 +107,21 @@ def aux_k_loss(
 
     ê from the top min(D/2, #dead) dead pre-activations; ⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, and 0 when no latent is dead.
     """
-    if u.device.type == "cpu":  # on a GPU the list of the dead would wait for the device: there all are looked at
+    n_latents = latents_over_ranks(u.shape[-1])
+    # on a GPU the list of the dead would wait for the device: there all are looked at, and where ranks have some each
+    if u.device.type == "cpu" and n_latents == u.shape[-1]:
         some = dead.nonzero().squeeze(-1)
         if not len(some):
             return residual.new_zeros(())
         kept = top_k(u.index_select(-1, some), min(residual.shape[-1] // 2, len(some)))
         return share_of_spread(residual, (kept @ W_dec.index_select(0, some)).float(), valid)
-    k = min(residual.shape[-1] // 2, u.shape[-1])
-    values, indices = torch.topk(torch.where(dead, u, -torch.inf), k, dim=-1, sorted=False)
-    kept = torch.zeros_like(u).scatter(-1, indices, torch.where(torch.isfinite(values), values, 0.0))
-    return torch.where(dead.any(), share_of_spread(residual, (kept @ W_dec).float(), valid), 0.0)
+    k = min(residual.shape[-1] // 2, n_latents)
+    values, indices = torch.topk(torch.where(dead, u, -torch.inf), min(k, u.shape[-1]), dim=-1, sorted=False)
+    taken = among_largest_latents(values, k)
+    counts = torch.isfinite(values) if taken is None else torch.isfinite(values) & taken
+    kept = torch.zeros_like(u).scatter(-1, indices, torch.where(counts, values, 0.0))
+    estimate = over_latents((kept @ W_dec).float())
+    return torch.where(over_latents(dead.sum()) > 0, share_of_spread(residual, estimate, valid), 0.0)
 
 
 def share_of_spread(

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from train.collective import over_ranks
+from train.collective import latents_over_ranks, over_ranks
 from train.saes.parts import annealed_k, batch_top_k, smallest_kept, threshold_for, update_average_
 from train.schedule import Clock, averaging, ramp
 
@@ -147,7 +147,8 @@ class Sparsity(nn.Module):
             return u
         if clock is None or self.mode == "joint":
             return u * (u > self.threshold[group])
-        kept = batch_top_k(u, min(self.n_kept(group, n_valid, clock), over_ranks(u.numel())))
+        n_entries = latents_over_ranks(over_ranks(u.numel()))
+        kept = batch_top_k(u, min(self.n_kept(group, n_valid, clock), n_entries))
         self.note(kept, group, clock)
         return kept
 

@@ -37,6 +37,7 @@ class TopK(LinearSAE):
     """See the module's formula."""
 
     variant = "topk"
+    can_shard = True
     Config = TopKConfig
     config: TopKConfig
 
