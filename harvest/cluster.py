@@ -25,6 +25,7 @@ from common.stopping import Stop
 ANSWER_S = 5.0  # how long a scheduler may take to answer
 LOOK_EVERY_S = 0.5  # how soon a signal or a lost worker is noticed
 LONELY_S = 10.0  # without a worker for so long: say so
+RESTART_S = 120.0  # how long worker processes of this machine may take to start, or to start again
 THREADS = 2  # per worker: one chunk is in the model while another is written
 HALF_A_GPU = {"GPU": 0.5}  # so two chunks share one GPU, and take turns in the model
 MODULES = ["granary", "harvest.worker", "transformer_lens.model_bridge"]  # imported once, for all workers here
@@ -43,6 +44,7 @@ class Cluster:
         threads: of PyTorch in each worker; None leaves it to the worker.
         lost: workers that went away.
         n_workers: as many as there were when last looked, at least one.
+        patience_s: without any worker for so long, give up; workers elsewhere may come at any time.
     """
 
     client: Any
@@ -50,8 +52,10 @@ class Cluster:
     threads: int | None = None
     lost: int = 0
     n_workers: int = 1
+    patience_s: float = float("inf")
     _seen: set[str] = field(default_factory=set)
     _alone_since: float | None = None
+    _said: bool = False
 
     def each(self, function: Callable[[Task], Result], tasks: Iterable[Task], stop: Stop) -> Iterator[Result]:
         """`function` of every task, in the order they end. When asked to stop, of those that have begun.
@@ -82,21 +86,34 @@ class Cluster:
             self.client.cancel(under_way, force=True)
 
     def slots(self) -> int:
-        """How many tasks can run now, at least one; notices workers that went."""
+        """How many tasks can run now, at least one; notices workers that went.
+
+        Raises:
+            ConfigError: all of them, and none came back.
+        """
         threads: dict[str, int] = self.client.nthreads()
         gone = self._seen - threads.keys()
         for address in sorted(gone):
             self.lost += 1
             say(f"worker {address} is gone: others do its chunks again")
         self._seen, self.n_workers = set(threads), max(len(threads), 1)
-        if threads:
-            self._alone_since = None
-        elif self._alone_since is None:
-            self._alone_since = time.monotonic()
-        elif time.monotonic() - self._alone_since > LONELY_S:
-            say("no worker is there; waiting for one (Ctrl-C stops)")
-            self._alone_since = float("inf")
+        self.bear_being_alone(bool(threads))
         return max(sum(min(count, THREADS) for count in threads.values()), 1)
+
+    def bear_being_alone(self, company: bool) -> None:
+        """Say once that no worker is there, and give up in the end.
+
+        Raises:
+            ConfigError: no worker for `patience_s`.
+        """
+        now = time.monotonic()
+        if company or self._alone_since is None:
+            self._alone_since, self._said = (None if company else now), False
+        elif now - self._alone_since > self.patience_s:
+            raise ConfigError("all workers ended and none could be started again. Run the same command once more.")
+        elif now - self._alone_since > LONELY_S and not self._said:
+            say("no worker is there; waiting for one (Ctrl-C stops)")
+            self._said = True
 
     def finished(self, futures: list[Any]) -> list[Any]:
         """Those that have ended, after waiting a moment for one of them.
@@ -189,7 +206,8 @@ def local(n_workers: int, device: str) -> Iterator[Cluster]:
             SpecCluster(workers=workers, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
             Client(cluster, set_as_default=False) as client,
         ):
-            yield Cluster(client, device, threads=max(torch.get_num_threads() // n_workers, 1))
+            threads = max(torch.get_num_threads() // n_workers, 1)
+            yield Cluster(client, device, threads, patience_s=RESTART_S)
 
 
 def worker_options(gpu: int | None) -> dict[str, Any]:

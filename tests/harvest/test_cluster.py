@@ -18,7 +18,7 @@ from common.journal import Journal
 from common.layout import DOCUMENTS, TOKENS, acts_array
 from common.models import find_model
 from common.store import Store
-from harvest.cluster import result_of
+from harvest.cluster import Cluster, result_of
 from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk
 from tests.conftest import HOOK
 from tests.stores import metadata_files, unequal
@@ -227,6 +227,26 @@ def test_result_of_a_task_that_killed_its_workers_is_a_clear_error() -> None:
         result_of(SimpleNamespace(result=die))
     with pytest.raises(ConfigError, match=r"a worker cannot import harvest\. Install Granary where"):
         result_of(SimpleNamespace(result=lack))
+
+
+def test_cluster_without_workers_says_so_once_and_gives_up(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("harvest.cluster.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    there: dict[str, int] = {"tcp://a": 2, "tcp://b": 8}
+    cluster = Cluster(SimpleNamespace(nthreads=lambda: there), "cpu", patience_s=100.0)
+    assert (cluster.slots(), cluster.n_workers) == (4, 2)  # a worker needs no more than two chunks at a time
+    there.clear()
+    for clock[0] in (1.0, 5.0, 12.0, 30.0):
+        assert cluster.slots() == 1
+    assert cluster.lost == 2
+    assert capsys.readouterr().err.count("no worker is there; waiting for one") == 1
+    clock[0] = 102.0
+    with pytest.raises(ConfigError, match="all workers ended and none could be started again"):
+        cluster.slots()
+    there["tcp://c"] = 1
+    assert cluster.slots() == 1
 
 
 def test_journal_of_given_entries_reads_no_file(alone: Path) -> None:
