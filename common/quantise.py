@@ -23,10 +23,10 @@ def dimension_scales(mean_square: torch.Tensor) -> torch.Tensor:
 def quantise(x: torch.Tensor, dimension: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """int8 [..., D] and token scales float32 [...] for x [..., D]; zeros for a token that is not finite."""
     scaled = x.float() / dimension
-    token = scaled.abs().amax(-1) / LEVELS
+    token = torch.linalg.vector_norm(scaled, torch.inf, dim=-1) / LEVELS
     token = torch.where(torch.isfinite(token), token, 0.0)
-    q = (scaled / token[..., None]).round().clamp(-LEVELS, LEVELS)
-    return torch.where(token[..., None] > 0, q, 0.0).to(torch.int8), token
+    q = scaled.div_(token[..., None]).round_()  # 0 / 0 and what is not finite give no number
+    return q.nan_to_num_(0.0, 0.0, 0.0).to(torch.int8), token
 
 
 def dequantise(q: torch.Tensor, token: torch.Tensor, dimension: torch.Tensor) -> torch.Tensor:

@@ -55,10 +55,13 @@ class HookBuffer:
             values, norms = self.partial.add(x.to(self.acts.dtype), trainable)
             return [(self.acts, values), (self.norms, norms)]
         q, token = quantise(x, self.dimension)
-        finite = torch.isfinite(x).all(-1)
-        back = torch.where(finite[..., None], dequantise(q, token, self.dimension), x.float())
+        back = dequantise(q, token, self.dimension)
+        finite = torch.isfinite(torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32))
+        if x.device.type != "cpu" or not bool(finite.all()):  # asking a GPU would make the model wait
+            back = torch.where(finite[..., None], back, x.float())
         _, norms = self.partial.add(back, trainable)  # moments and norms are those of what readers get
-        self.squared_error += ((x.float() - back).square().sum(-1, dtype=torch.float64) * (trainable & finite)).nansum()
+        error = torch.linalg.vector_norm(back.sub_(x), dim=-1).double().square()
+        self.squared_error += torch.where(trainable & finite, error, 0.0).sum()
         return [(self.acts, q), (self.norms, norms), (self.token, token)]
 
 
