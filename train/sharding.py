@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from train.ranks import losing
 from train.saes.base import SAE
@@ -22,10 +20,14 @@ class Shards:
     """How the tensors of a dictionary lie on the ranks of `group`."""
 
     def __init__(self, group: Any, device_type: str) -> None:
+        from torch.distributed.device_mesh import DeviceMesh  # not above: DTensor takes half a second to import
+
         self.mesh = DeviceMesh.from_group(group, device_type)
 
     def cut(self, name: str, whole: Tensor) -> Tensor:
         """This rank's part of a tensor that belongs to the weight of this name."""
+        from torch.distributed.tensor import Shard, distribute_tensor
+
         if name not in DIMENSIONS or not whole.dim():
             return whole
         whole = whole.detach().to(self.mesh.device_type).contiguous()
@@ -34,6 +36,8 @@ class Shards:
 
     def whole(self, name: str, own: Tensor) -> Tensor:
         """The tensor that this rank's part was cut from."""
+        from torch.distributed.tensor import DTensor, Shard
+
         if name not in DIMENSIONS or not own.dim():
             return own
         with losing():

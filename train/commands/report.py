@@ -70,7 +70,9 @@ def plot(runs: tuple[Path, ...], out: Path | None, names: tuple[str, ...], as_js
         emit_json([{**dataclasses.asdict(row), "png": str(row.png), "csv": str(row.csv)} for row in written])
         return
     rows = [(row.figure, str(row.png), row.csv.name, row.numbers) for row in written]
-    table(f"{len(written)} figure{'s' * (len(written) > 1)}", ("figure", "picture", "numbers behind it", "how many"), rows)
+    table(
+        f"{len(written)} figure{'s' * (len(written) > 1)}", ("figure", "picture", "numbers behind it", "how many"), rows
+    )
 
 
 @click.command()
