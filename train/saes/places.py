@@ -19,10 +19,6 @@ from torch import Tensor
 
 from train.collective import all_min, among_largest, count_over_ranks, largest_of_all, over_ranks
 
-with warnings.catch_warnings():  # PyTorch calls CSR a beta, once in a process
-    warnings.simplefilter("ignore")
-    torch.zeros(1, 1).to_sparse_csr()
-
 
 def kernels_for(tensor: Tensor) -> ModuleType | None:
     """`train.kernels` for tensors on a GPU where Triton is there; None where stock operators serve."""
@@ -116,7 +112,9 @@ class Places:
 
     def _matrix(self, values: Tensor) -> Tensor:
         size = (self.n_rows, self.n_columns)
-        return torch.sparse_csr_tensor(self.first, self.column, values, size, check_invariants=False)
+        with warnings.catch_warnings():  # PyTorch calls CSR a beta, once in a process
+            warnings.simplefilter("ignore")
+            return torch.sparse_csr_tensor(self.first, self.column, values, size, check_invariants=False)
 
 
 Choice = Callable[[Float[Tensor, "N L"]], Places]

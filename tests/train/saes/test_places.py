@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from train.saes import places as module
 from train.saes.places import keep_batch_top_k, keep_top_k, keep_top_k_of
 
 N, D, L = 24, 6, 40
@@ -67,3 +73,18 @@ def test_what_is_not_a_number_is_kept_for_all_to_see(spoiled: tuple[slice | int,
     places = keep_batch_top_k(u, 100)
     assert len(places.column) == 100
     assert u[places.row, places.column].isnan().any()
+
+
+def test_importing_makes_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refused(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, *rest: Any) -> None:
+            raise AssertionError(f"{function} at import: huge pages can no longer be asked for")
+
+    spec = importlib.util.spec_from_file_location("places_again", module.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "places_again", again)
+    with Refused():
+        spec.loader.exec_module(again)
+    assert callable(again.keep_top_k)
