@@ -126,8 +126,15 @@ def sentences(n_tokens: int, d_model: int) -> Batch:
 
 
 def step_of(learner: Learner, batch: Batch) -> Callable[[], object]:
-    """A training step, again and again."""
-    return lambda: learner.train_step(batch, batch.n_valid)
+    """A training step, again and again; after a round the learner is as late in its run as before, and none is dead."""
+
+    def step() -> None:
+        learner.train_step(batch, batch.n_valid)
+        if learner.step == STEP + ROUND:
+            learner.step = STEP
+            learner.sae.tokens_silent.zero_()
+
+    return step
 
 
 def encoder_product(config: BenchConfig, device: torch.device, precision: torch.dtype) -> Callable[[], object]:

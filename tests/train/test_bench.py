@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from common.config import build
 from common.errors import ConfigError, Interrupted
 from common.stopping import Stop
-from train.bench import bench, learner_for, median_ratio, products_of, sentences
+from train.bench import ROUND, STEP, bench, learner_for, median_ratio, products_of, sentences, step_of
 from train.cli import cli
 from train.config import BenchConfig
 
@@ -44,6 +44,16 @@ def test_the_floor_is_the_products_that_a_step_needs() -> None:
     learners = [learner_for(name, 16, 64, 4, device, torch.float32, "auto") for name in ("topk", "standard")]
     # 2·d·m + 8·d·k in units of 2·d·m; and ten d·m in all
     assert [products_of(learner, 4) for learner in learners] == [1 + 4 * 4 / 64, 5]
+
+
+def test_however_many_steps_the_run_gets_no_older() -> None:
+    learner = learner_for("topk", 16, 64, 4, torch.device("cpu"), torch.float32, "auto")
+    step, seen = step_of(learner, sentences(128, 16)), []
+    for _ in range(3 * ROUND):
+        seen.append(learner.step)
+        step()
+    assert seen == 3 * list(range(STEP, STEP + ROUND))  # what is done in every fourth step is
+    assert int(learner.sae.tokens_silent.max()) < ROUND * 128
 
 
 def test_the_data_are_whole_documents_of_unit_norm() -> None:
