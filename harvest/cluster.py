@@ -89,9 +89,12 @@ class Cluster:
         """How many tasks can run now, at least one; notices workers that went.
 
         Raises:
-            ConfigError: all of them, and none came back.
+            ConfigError: all of them, and none came back; or the scheduler.
         """
-        threads: dict[str, int] = self.client.nthreads()
+        try:
+            threads: dict[str, int] = self.client.nthreads()
+        except (OSError, RuntimeError):
+            raise gone_scheduler() from None
         gone = self._seen - threads.keys()
         for address in sorted(gone):
             self.lost += 1
@@ -124,10 +127,14 @@ class Cluster:
         from distributed import wait
 
         if self.client.status not in ("running", "connecting"):
-            raise ConfigError("the scheduler went away. Start it again, then run the same command.")
+            raise gone_scheduler()
         with contextlib.suppress(TimeoutError), self.client.as_current():
             wait(futures, timeout=LOOK_EVERY_S, return_when="FIRST_COMPLETED")
         return [future for future in futures if future.done()]
+
+
+def gone_scheduler() -> ConfigError:
+    return ConfigError("the scheduler went away. Start it again, and workers, then run the same command.")
 
 
 def result_of(future: Any) -> Any:
@@ -169,15 +176,27 @@ def remote(address: str, device: str) -> Iterator[Cluster]:
             "Start one with 'dask scheduler', and workers with 'dask worker ADDRESS'."
         ) from None
     try:
-        yield Cluster(client, device_of(client) if device == "auto" else torch.device(device).type)
+        yield Cluster(client, device_of(client.scheduler_info(n_workers=-1), device, address))
     finally:
         client.close()
 
 
-def device_of(client: Any) -> str:
-    """cuda if a worker offers the resource GPU, else cpu."""
-    workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    return "cuda" if any(worker["resources"].get("GPU") for worker in workers) else "cpu"
+def device_of(scheduler: dict[str, Any], asked: str, address: str) -> str:
+    """The kind of device that the workers compute on: as asked, or cuda if one of them offers the resource GPU.
+
+    Raises:
+        ConfigError: a GPU is asked for and no worker offers one; or nothing is asked for and no worker is there.
+    """
+    workers = scheduler["workers"].values()
+    gpus = any(worker["resources"].get("GPU") for worker in workers)
+    if asked == "auto" and not workers:
+        raise ConfigError(f"--dask {address}: no worker is there yet. Start one, or say --device cpu or --device cuda.")
+    kind = asked.split(":")[0]
+    if kind == "cuda" and workers and not gpus:
+        raise ConfigError(
+            f"--device {asked}: no worker of {address} offers a GPU. Start them with: dask worker --resources GPU=1"
+        )
+    return kind if kind != "auto" else "cuda" if gpus else "cpu"
 
 
 @contextlib.contextmanager
@@ -223,5 +242,7 @@ def worker_options(gpu: int | None) -> dict[str, Any]:
 
 
 def quiet() -> None:
-    """No log lines of distributed: what a person must know is said here."""
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    """No log lines of distributed, whose modules have levels of their own: what a person must know is said here."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.split(".")[0] == "distributed":
+            logging.getLogger(name).setLevel(logging.CRITICAL)

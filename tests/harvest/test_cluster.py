@@ -18,7 +18,7 @@ from common.journal import Journal
 from common.layout import DOCUMENTS, TOKENS, acts_array
 from common.models import find_model
 from common.store import Store
-from harvest.cluster import Cluster, result_of
+from harvest.cluster import Cluster, device_of, result_of
 from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk
 from tests.conftest import HOOK
 from tests.stores import metadata_files, unequal
@@ -247,6 +247,18 @@ def test_cluster_without_workers_says_so_once_and_gives_up(
         cluster.slots()
     there["tcp://c"] = 1
     assert cluster.slots() == 1
+
+
+def test_device_of_a_cluster_is_what_its_workers_offer() -> None:
+    plain, gpu = {"resources": {}}, {"resources": {"GPU": 1.0}}
+    assert device_of({"workers": {"a": plain}}, "auto", "tcp://s") == "cpu"
+    assert device_of({"workers": {"a": plain, "b": gpu}}, "auto", "tcp://s") == "cuda"
+    assert device_of({"workers": {"a": gpu}}, "cpu", "tcp://s") == "cpu"
+    assert device_of({"workers": {}}, "cuda", "tcp://s") == "cuda"  # they may come
+    with pytest.raises(ConfigError, match=r"--device cuda: no worker of tcp://s offers a GPU\. Start them with"):
+        device_of({"workers": {"a": plain}}, "cuda", "tcp://s")
+    with pytest.raises(ConfigError, match=r"--dask tcp://s: no worker is there yet\. Start one, or say --device"):
+        device_of({"workers": {}}, "auto", "tcp://s")
 
 
 def test_journal_of_given_entries_reads_no_file(alone: Path) -> None:
