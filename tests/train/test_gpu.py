@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from tests.train.saes.test_contract import K, batch_for, every_trained_variant, new_sae
+from tests.train.saes.test_contract import K, batch_for, new_sae, trained_variants
 from train.config import Kernels, LearnerConfig
 from train.learner import Learner
 
@@ -27,9 +27,15 @@ def waiting_is_an_error() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-@every_trained_variant
-def test_no_step_waits_for_the_device(variant: str, waiting_is_an_error: None) -> None:
-    learner = learner_on_gpu(variant, "plain")
+linear = ("topk", "batchtopk", "matryoshka", "predictor")
+
+
+@pytest.mark.parametrize(
+    ("variant", "kernels"),
+    [*((variant, "plain") for variant in trained_variants), *((variant, "sparse") for variant in linear)],
+)
+def test_no_step_waits_for_the_device(variant: str, kernels: Kernels, waiting_is_an_error: None) -> None:
+    learner = learner_on_gpu(variant, kernels)
     batches = [batch_for(learner.sae, step).to(torch.device("cuda")) for step in range(6)]
     for batch in batches:
         assert batch.context is not None  # read before the clock starts
@@ -43,7 +49,7 @@ def test_no_step_waits_for_the_device(variant: str, waiting_is_an_error: None) -
         learner.train_step(batch, 256)
 
 
-@pytest.mark.parametrize("variant", ["topk", "batchtopk", "matryoshka", "predictor"])
+@pytest.mark.parametrize("variant", linear)
 def test_a_sparse_step_on_a_gpu_is_the_plain_one(variant: str) -> None:
     learners = [learner_on_gpu(variant, kernels) for kernels in ("plain", "sparse")]
     for step in range(20):
@@ -52,3 +58,15 @@ def test_a_sparse_step_on_a_gpu_is_the_plain_one(variant: str) -> None:
     plain, sparse = (learner.read_metrics() for learner in learners)
     assert sparse["loss"] == pytest.approx(plain["loss"], rel=1e-3)
     assert sparse["l0"] == pytest.approx(plain["l0"], rel=1e-2) == pytest.approx(K, rel=0.1)
+
+
+@pytest.mark.parametrize("variant", linear)
+def test_sparse_steps_repeat_to_the_bit(variant: str) -> None:
+    weights = []
+    for _ in range(2):
+        learner = learner_on_gpu(variant, "sparse")
+        for step in range(20):
+            learner.train_step(batch_for(learner.sae, step).to(torch.device("cuda")), 256)
+        weights.append(learner.sae.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(weights[1][name], value), name

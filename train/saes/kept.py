@@ -14,6 +14,7 @@ Values and gradients are those of the dense products up to the order of addition
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -79,17 +80,20 @@ class Kept:
 
         The latents of a token must be in ascending order.
         """
-        ends = torch.tensor(blocks, device=dense.device).cumsum(0)
-        block = torch.searchsorted(ends, self.places.column, right=True)
-        counts = torch.bincount(self.places.row * len(blocks) + block, minlength=self.places.n_rows * len(blocks))
-        first = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
-        places = Places(first, self.places.column, self.places.n_columns)
+        row, column = self.places.row, self.places.column
+        block = torch.zeros_like(column)
+        for end in accumulate(blocks[:-1]):  # as a tensor, ends would be copied to a GPU, and the step would wait
+            block += column >= end
+        rows = torch.arange(self.places.n_rows * len(blocks) + 1, device=column.device)
+        first = torch.searchsorted(row * len(blocks) + block, rows)
+        places = Places(first, column, self.places.n_columns)
         product: Tensor = _Times.apply(self.values, dense, places)  # type: ignore[no-untyped-call]
         return product.view(*self.shape[:2], len(blocks), -1)
 
     def fired(self) -> Int[Tensor, " L"]:
         """On how many tokens each latent is above 0."""
-        return torch.bincount(self.places.column[self.values > 0], minlength=self.shape[-1])
+        counts = self.places.column.new_zeros(self.shape[-1])
+        return counts.index_add_(0, self.places.column, (self.values > 0).long())  # bincount would wait for a GPU
 
     def dense(self) -> Float[Tensor, "B T L"]:
         """All codes, zeros and all."""

@@ -61,7 +61,8 @@ class Entries:
         return transposed.times(values[order], dense)
 
     def column_sums(self, values: Float[Tensor, " K"]) -> Float[Tensor, " C"]:
-        return values.new_zeros(self.n_columns).index_add_(0, self.column, values)
+        # index_add_ would add in any order on a GPU, and a resumed run would differ in its last bits
+        return self.transposed_times(values, values.new_ones(self.n_rows, 1)).squeeze(-1)
 
 
 class Places:
