@@ -9,12 +9,20 @@ from torch import Tensor
 from tests.train.saes.test_contract import K, batch_for, learner_of, new_sae, sentences
 from train.data.batch import Batch
 from train.saes import REGISTRY
+from train.saes import kept as module
 from train.saes.kept import Kept, encode_kept
 from train.saes.parts import aux_k_loss, pre_activations
 from train.saes.places import Places, keep_top_k
+from train.schedule import Clock
 
 N, D, L = 24, 6, 40
 can_be_sparse = pytest.mark.parametrize("variant", [name for name, cls in REGISTRY.items() if cls.can_be_sparse])
+
+
+@pytest.fixture
+def always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Groups of these small variants keep more than a sixteenth of their latents, and would go the dense way."""
+    monkeypatch.setattr(module, "FEW", 1.0)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -137,8 +145,45 @@ def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool) -> None:
             assert figures[1][name] == pytest.approx(value, rel=2e-3, abs=1e-4), name
 
 
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("topk", {"k": 100}),  # more than are positive
+        ("batchtopk", {"k": 2, "d_sae": 8}),  # fewer latents than AuxK may take
+        ("contrastive", {}),
+        ("contrastive", {"sparsity": "joint", "head": "learned"}),
+        ("contrastive", {"sparsity": "l1"}),
+        ("relational", {}),
+        ("relational", {"joint": True, "memory": "lags", "gated": True}),
+        ("multiscale", {}),
+        ("multiscale", {"sparsity": "joint", "convolution": "mixture"}),
+        ("tree", {}),
+        ("tree", {"swap": 0.5, "gate": "hard"}),
+        ("tree", {"swap": 0.5, "orientation": "top_down", "no_dec_skip": True}),
+        ("tree", {"sparsity": "joint", "nesting": (0.0, 0.0, 1.0)}),
+        ("compositional", {"pretrain": 0.0}),
+        ("compositional", {"pretrain": 0.0, "sparsity": "joint", "agreement": 0.1}),
+        ("compositional", {"pretrain": 0.0, "decoder": "residual", "encoder": "comp_only"}),
+    ],
+)
+def test_a_code_that_is_0_passes_no_gradient_that_matters(
+    variant: str, options: dict[str, object], always_sparse: None
+) -> None:
+    gradients = []
+    for sparse in (False, True):
+        sae = new_sae(variant, **options)
+        sae.sparse = sparse
+        sae.tokens_silent[:20] = 10**9
+        sae.training_pass(batch_for(sae, 3), Clock(60, 100, 256)).total.backward()
+        gradients.append({name: weight.grad for name, weight in sae.named_parameters() if weight.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, plain in gradients[0].items():
+        # additions of another order differ by 1e-6 of the whole
+        assert (gradients[1][name] - plain).norm() <= 1e-5 * plain.norm(), name
+
+
 @can_be_sparse
-def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str) -> None:
+def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str, always_sparse: None) -> None:
     losses = []
     for precision in (torch.float32, torch.bfloat16):
         learner = learner_of(new_sae(variant), 60, precision)
