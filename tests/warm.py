@@ -24,6 +24,7 @@ from typing import Any
 
 WARM_MODULES = (
     "granary",  # first: binds common, harvest and train
+    "torch.distributed.tensor",
     "transformer_lens.model_bridge",
     "transformers.models.gpt2.modeling_gpt2",
     "transformers.models.gpt_neox.modeling_gpt_neox",

@@ -139,19 +139,20 @@ def test_two_runs_of_ranks_do_not_share_a_folder(shared_store: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_torchrun_starts_ranks_and_passes_a_signal_on(shared_store: Path, tmp_path: Path, straight: Path) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m"]
+def test_torchrun_starts_ranks_and_passes_a_signal_on(
+    shared_store: Path, tmp_path: Path, warm: WarmServer, straight: Path
+) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", *argv(shared_store, "r")]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    call: dict[str, Any] = {"cwd": tmp_path, "env": environment, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen([*command, *argv(shared_store, "r")], stdout=subprocess.DEVNULL, **call) as launcher:
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **streams) as launcher:
         wait_for_steps(tmp_path / "r" / "batchtopk", 9)
         launcher.send_signal(signal.SIGTERM)
         told = launcher.communicate(timeout=60)[1]
     assert launcher.returncode != 0
     assert told.count("Interrupted: stopped by") == 2, told
     assert status_of(tmp_path / "r")["state"] == "interrupted"
-    ended = subprocess.run([*command, "train", "resume", "r"], stdout=subprocess.DEVNULL, check=False, **call)
-    assert ended.returncode == 0, ended.stderr
+    run_team(warm, ["train", "resume", "r"], tmp_path)
     assert_same(tmp_path / "r", straight)
 
 
