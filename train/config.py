@@ -85,7 +85,7 @@ class FitConfig(DataConfig):
     kernels: Kernels = Field(
         "auto",
         description="Steps of variants that keep k latents. sparse: from the kept ones alone; plain: from all; "
-        "auto: sparse on a CPU.",
+        "auto: sparse on a CPU up to k = d_sae / 8.",
     )
     log_every: Count | None = Field(
         None, gt=0, description="Steps between metrics; default: a hundredth of the run, at most 100."

@@ -20,7 +20,7 @@ from train.collective import (
 from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.optim import make_optimizer, normalise_rows_, project_gradient_
-from train.saes.base import SAE, Batches, Output
+from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.kept import Codes, Kept, sparse_pays
 from train.saes.parts import masked
 from train.schedule import Clock, default_lr, lr_factor
@@ -94,7 +94,8 @@ class Learner:
         if shards is not None:
             shards.shard_(sae.to(device))
         self.sae = sae.to(device)
-        pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device))
+        share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 1.0
+        pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device, share))
         self.sae.sparse = sae.can_be_sparse and pays and shards is None
         for parameter in self.sae.parameters():
             # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore

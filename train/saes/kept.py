@@ -24,14 +24,15 @@ from torch import Tensor
 from train.saes.places import Choice, Entries, Places, keep_top_k_of, places_of
 
 FEW = 1 / 16  # share of codes up to which sparse products are the faster ones
+MOST = 1 / 8  # share of latents kept up to which whole steps are; at a quarter they are level, at half 1.6 times slower
 
 
-def sparse_pays(device: torch.device) -> bool:
-    """Whether a step with the kept codes alone is the faster one there, so far as was measured (docs/performance.md).
+def sparse_pays(device: torch.device, share: float) -> bool:
+    """Whether a step with the kept codes alone, this share of all, is the faster one there, so far as was measured.
 
-    On a CPU with MKL it was at every shape. On a GPU, where dense products run hundreds of times as fast, nothing was.
+    On a CPU with MKL. On a GPU, where dense products run hundreds of times as fast, nothing was (docs/performance.md).
     """
-    return device.type == "cpu" and torch.backends.mkl.is_available()
+    return share <= MOST and device.type == "cpu" and torch.backends.mkl.is_available()
 
 
 class _Times(torch.autograd.Function):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.saes.test_contract import K, batch_for, learner_of, new_sae, sentences
+from tests.train.saes.test_contract import N_LATENTS, K, batch_for, learner_of, new_sae, sentences
 from train.data.batch import Batch
 from train.saes import REGISTRY
 from train.saes import kept as module
@@ -192,6 +192,13 @@ def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str, always_s
             learner.train_step(batch_for(learner.sae, step), 256)
         losses.append(float(learner.last_loss))
     assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the plain way is taken without MKL")
+@can_be_sparse
+def test_steps_are_plain_of_themselves_where_much_is_kept(variant: str) -> None:
+    assert learner_of(new_sae(variant, k=N_LATENTS // 8), 60).sae.sparse
+    assert not learner_of(new_sae(variant, k=N_LATENTS // 8 + 1), 60).sae.sparse
 
 
 def test_a_sparse_step_of_batchtopk_counts_k_a_token() -> None:
