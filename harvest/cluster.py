@@ -72,8 +72,9 @@ class Cluster:
                 slots = self.slots()
                 if stop.asked:
                     to_come = enumerate(())
-                    self.client.cancel(under_way[slots:], force=True)  # first come, first begun: the rest only waits
-                    del under_way[slots:]
+                    begun = slots if self._seen else 0  # first come, first begun: the rest only waits
+                    self.client.cancel(under_way[begun:], force=True)
+                    del under_way[begun:]
                 for number, task in islice(to_come, max(slots + slots // THREADS - len(under_way), 0)):
                     key = f"granary-{run}-{number}"
                     under_way.append(self.client.submit(function, task, key=key, pure=False, resources=resources))

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from distributed import KilledWorker
@@ -17,6 +18,7 @@ from common.files import canonical_json
 from common.journal import Journal
 from common.layout import DOCUMENTS, TOKENS, acts_array
 from common.models import find_model
+from common.stopping import Stop
 from common.store import Store
 from harvest.cluster import Cluster, device_of, result_of
 from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk
@@ -247,6 +249,28 @@ def test_cluster_without_workers_says_so_once_and_gives_up(
         cluster.slots()
     there["tcp://c"] = 1
     assert cluster.slots() == 1
+
+
+@pytest.mark.parametrize(("threads", "begun"), [({}, 0), ({"tcp://a": 2}, 2)])
+def test_stop_drops_what_has_not_begun(monkeypatch: pytest.MonkeyPatch, threads: dict[str, int], begun: int) -> None:
+    dropped: list[str] = []
+    client = SimpleNamespace(
+        nthreads=lambda: threads,
+        submit=lambda function, task, **_: SimpleNamespace(result=lambda: function(task), task=task),
+        cancel=lambda futures, force: dropped.extend(future.task for future in futures),
+    )
+    stop = Stop()
+
+    def finished(self: Cluster, futures: list[Any]) -> list[Any]:
+        if not stop.asked:
+            stop.request(signal.SIGTERM)
+            return []
+        return futures[:1]
+
+    monkeypatch.setattr(Cluster, "finished", finished)
+    done = list(Cluster(client, "cpu").each(str.upper, ["a", "b", "c", "d"], stop))
+    assert done == ["A", "B"][:begun]
+    assert dropped == ["a", "b", "c"][begun : max(begun + begun // 2, 1)]
 
 
 def test_device_of_a_cluster_is_what_its_workers_offer() -> None:
