@@ -52,7 +52,7 @@ class Ranks:
         rank: number of this process, from 0; `size`: how many there are.
         local_rank, local_size: the same among those of this machine.
         mode: how the work is shared.
-        data: what tensors of a step go over, for ranks in step.
+        control: what ranks tell each other goes over; `data`: tensors of a step, for ranks in step.
         board: key-value store of all ranks, for what they tell of their learners.
     """
 
@@ -61,6 +61,7 @@ class Ranks:
     local_rank: int = 0
     local_size: int = 1
     mode: Mode = "learners"
+    control: Any = None
     data: Any = None
     board: Any = None
 
@@ -147,7 +148,7 @@ class Ranks:
             RankLost: one is gone.
         """
         if self.size > 1:
-            finish_waiting(dist.all_reduce(torch.zeros(1), async_op=True))
+            finish_waiting(dist.all_reduce(torch.zeros(1), group=self.control, async_op=True))
 
     def gather(self, value: T) -> list[T]:
         """The value of every rank, in the order of ranks."""
@@ -156,7 +157,7 @@ class Ranks:
         self.meet()
         values: list[Any] = [None] * self.size
         with losing():
-            dist.all_gather_object(values, value)
+            dist.all_gather_object(values, value, group=self.control)
         return values
 
     def together(self, action: Callable[[], T]) -> T:
@@ -255,12 +256,15 @@ def join_ranks() -> Iterator[Ranks]:
     if size == 1:
         yield Ranks()
         return
+    here = int(os.environ.get("LOCAL_RANK", "0")), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     with losing():
         store, rank, size = next(rendezvous("env://", timeout=START_PATIENCE))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    here = int(os.environ.get("LOCAL_RANK", rank)), int(os.environ.get("LOCAL_WORLD_SIZE", size))
+        if here[1] == size:  # what ranks said that torchrun has started anew since is still there
+            store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=START_PATIENCE)
+        control = dist.new_group(backend="gloo", timeout=PATIENCE)
     try:
-        yield Ranks(rank, size, *here, board=PrefixStore("standing", store))
+        yield Ranks(rank, size, *here, control=control, board=PrefixStore("standing", store))
     finally:
         dist.destroy_process_group()
 
@@ -283,7 +287,7 @@ class JointStop(Stop, ABC):
     def _begin(self, stopping: bool, done: bool = False) -> None:
         self._flags = torch.tensor([stopping, done], dtype=torch.int64)
         with losing():
-            self._work = dist.all_reduce(self._flags, async_op=True)
+            self._work = dist.all_reduce(self._flags, group=self.ranks.control, async_op=True)
 
     def begin(self) -> None:
         """See `Ranks.begin`."""
