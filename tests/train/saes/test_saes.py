@@ -221,7 +221,7 @@ def test_calibrated_l0_is_the_k_asked_for(variant: str) -> None:
 
 @every_trained_variant
 def test_one_batch_is_learned_by_heart(variant: str) -> None:
-    d, n_steps = 64, 900
+    d, n_steps = 64, 1000
     last, free = (0.0, 0.0, 1.0), "free"  # noise has neither levels nor parts
     timeless = {"lambda_scale": 0.0, "lambda_sep": 0.0, "lambda_c": 0.0}  # nor time scales, nor topics
     apart = {"l2": 0.0, "kl": 0.0}  # nor a tree
