@@ -18,7 +18,6 @@ from train.config import EvalConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, DataPlan
 from train.saes.base import SAE
-from train.saes.past import sees_future
 
 
 @dataclass(frozen=True)
@@ -156,13 +155,17 @@ class Subject:
         """`language_model`, to run on with x̂ in the place of x.
 
         Raises:
-            ConfigError: as there; or x̂ holds something of the tokens that the model is to predict from it.
+            ConfigError: as there; or as `refuse_future`.
         """
-        if sees_future(self.sae):
+        self.refuse_future()
+        return self.language_model()
+
+    def refuse_future(self) -> None:
+        """Raise ConfigError if x̂ holds something of the tokens that a model is to predict from it."""
+        if self.sae.sees_future:
             raise ConfigError(
                 f"{self.folder.name} sees the future (causal = false): its x̂ would tell the model what it predicts."
             )
-        return self.language_model()
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer of the store's tokens; the model itself is not loaded.

@@ -20,7 +20,6 @@ from train.exchange.about import About, about_sae
 from train.exchange.bench_config import BenchConfig
 from train.saes import load_sae
 from train.saes.base import SAE
-from train.saes.past import sees_future
 
 SINK = 10.0  # medians of norm above which a row is taken for a special token's
 ARCHITECTURES = {"relu": "standard", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
@@ -42,7 +41,7 @@ class BenchSAE(nn.Module):
         super().__init__()
         self.__dict__["_sae"] = sae  # no submodule: it stays in float32
         form = sae.as_affine()
-        if sees_future(sae):
+        if sae.sees_future:
             raise ConfigError(f"{about.name} sees the future (causal = false): SAEBench's losses with it mean nothing.")
         if about.layer is None:
             raise ConfigError(f"SAEBench needs a hook inside a block; {about.name} was trained at {about.hook}.")

@@ -172,6 +172,11 @@ class SAE(nn.Module, ABC):
             return x.with_x(values), values.shape[:-1]
         return Batch.of(values[:, None] if values.dim() == 2 else values), values.shape[:-1]
 
+    @property
+    def sees_future(self) -> bool:
+        """Whether later tokens have a say in a token's latents: an ablation, with which no cross-entropy is honest."""
+        return False
+
     def groups(self) -> dict[str, slice]:
         """Latents of levels or time scales by name, in the order of the variant's own text; {} for a flat SAE."""
         return {}

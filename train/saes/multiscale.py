@@ -125,7 +125,6 @@ class MultiScale(SAE):
 
     @property
     def sees_future(self) -> bool:
-        """Whether later tokens have a say in a token's latents: no cross-entropy of the next token is honest then."""
         return not self.config.causal and self.config.convolution != "none"
 
     def lags(self, dilation: int) -> list[int]:

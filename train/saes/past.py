@@ -24,11 +24,6 @@ Span = int | Int[Tensor, ""]
 """Places looked back on: a number, or a tensor on the device so that nothing waits for it."""
 
 
-def sees_future(sae: nn.Module) -> bool:
-    """Whether later tokens have a say in a token's latents: an ablation, with which no cross-entropy is honest."""
-    return bool(getattr(sae, "sees_future", False))
-
-
 def document_runs(batch: Batch) -> Int[Tensor, "B T"]:
     """Number of the document within its window, from 0: a document that comes back later is another one."""
     changes = batch.doc[:, 1:] != batch.doc[:, :-1]

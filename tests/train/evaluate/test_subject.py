@@ -18,6 +18,7 @@ from train.config import DataConfig, EvalConfig
 from train.data.reader import Batches
 from train.evaluate import subject as subject_module
 from train.evaluate.subject import Models, Subject
+from train.evaluate.unlearn.exam import open_patient
 from train.saes import make_sae
 
 
@@ -79,6 +80,8 @@ def test_an_sae_that_sees_the_future_gets_no_model_to_predict_with(store: Store)
     assert ahead.language_model() is subject.language_model()  # activations and tokens may be had
     with pytest.raises(ConfigError, match=r"topk sees the future \(causal = false\)"):
         ahead.spliced_model()
+    with pytest.raises(ConfigError, match="sees the future"):
+        open_patient(ahead)  # SAEBench's questions, whatever the model
 
 
 def test_missing_model_is_told(store: Store) -> None:

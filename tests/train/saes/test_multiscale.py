@@ -16,7 +16,6 @@ from train.saes import make_sae
 from train.saes import multiscale as module
 from train.saes.base import SAE
 from train.saes.multiscale import MultiScale
-from train.saes.past import sees_future
 from train.saes.separation import correlation, separation
 from train.schedule import Clock
 
@@ -136,12 +135,12 @@ def test_without_causality_codes_see_the_future_and_say_so() -> None:
     moved = (sae.encode(packed(changed)) - sae.encode(packed(x))).abs().sum(-1)
     assert (moved[2, [6, 7, 8, 9]] > 0).all()  # dilations 1 and 2 reach it from either side
     assert moved[:2].max() == 0.0
-    assert sees_future(sae)
+    assert sae.sees_future
     assert sae.as_affine().lost == "what the encoder reads from the past and from the future"
     # targets that look ahead leak nothing into an encoder of single tokens
-    assert not sees_future(new(causal=False, convolution="none"))
-    assert not sees_future(new())
-    assert not sees_future(make_sae("topk", {"d_sae": LATENTS, "k": K}, D, 0, "test"))
+    assert not new(causal=False, convolution="none").sees_future
+    assert not new().sees_future
+    assert not make_sae("topk", {"d_sae": LATENTS, "k": K}, D, 0, "test").sees_future
 
 
 @pytest.mark.parametrize("causal", [True, False])

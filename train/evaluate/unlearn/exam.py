@@ -42,8 +42,9 @@ def open_patient(subject: Subject) -> Patient:
     """The model that is asked, in bfloat16, with the SAE at its hook.
 
     Raises:
-        ConfigError: SAEBench does not know it, or it does not fit the SAE.
+        ConfigError: SAEBench does not know it, or it does not fit the SAE, or the SAE sees the future.
     """
+    subject.refuse_future()
     name = subject.config.model or subject.store.header["settings"]["model"]
     short = name.rstrip("/").split("/")[-1].lower()
     if "gemma-2" not in short or "-it" not in short:
