@@ -25,7 +25,7 @@ from harvest.run import Outcome as HarvestOutcome
 from harvest.verify import Report
 from tests.conftest import HOOK
 from train.config import DataConfig, FitConfig, LearnerConfig
-from train.data.reader import DataPlan
+from train.data.plan import DataPlan
 from train.evaluate import METRICS, SUITES
 from train.record import Status, read_lines
 from train.report.tables import Row

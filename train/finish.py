@@ -13,7 +13,7 @@ from common.files import read_json, write_json
 from common.store import Store
 from train.config import FitConfig
 from train.data.batch import Batch
-from train.data.reader import DataPlan
+from train.data.plan import DataPlan
 from train.data.split import median_norm
 from train.evaluate import write_evaluation
 from train.evaluate.heldout import evaluate_heldout

@@ -22,7 +22,8 @@ from train.checkpoint import newest_whole
 from train.collective import copy_from_first_
 from train.config import DataConfig, FitConfig, LearnerConfig
 from train.data.mixing import mixing
-from train.data.reader import Batches, DataPlan, digest_of
+from train.data.plan import DataPlan, digest_of
+from train.data.reader import Batches
 from train.folders import blamed
 from train.learner import Learner
 from train.preflight import Amount, rehearse, resolve_precision, resolve_steps, starting_point
@@ -202,19 +203,25 @@ def settle_learners(config: FitConfig, store: Store) -> dict[str, SAEConfig]:
     }
 
 
+def refuse_unable(config: FitConfig, what: str, done: str, able: set[str]) -> None:
+    """Raise ConfigError if a learner's variant is not among those of which this can be done over ranks."""
+    for learner in config.learner:
+        if learner.variant not in able:
+            known = ", ".join(name for name in REGISTRY if name in able)
+            raise ConfigError(
+                f"learner '{learner.name}': {what} of {learner.variant} cannot be {done} over ranks; those of {known} "
+                "can. Spread learners with --parallel learners, or train it in one process."
+            )
+
+
 def refuse_unsharded(config: FitConfig, saes: dict[str, SAEConfig], n_ranks: int) -> None:
     """Nothing, if every learner can be trained with its latents spread over so many ranks.
 
     Raises:
         ConfigError: a variant that cannot, or latents that cannot be dealt evenly.
     """
+    refuse_unable(config, "latents", "spread", {name for name, variant in REGISTRY.items() if variant.can_shard})
     for learner in config.learner:
-        if not variant_class(learner.variant).can_shard:
-            known = ", ".join(name for name, variant in REGISTRY.items() if variant.can_shard)
-            raise ConfigError(
-                f"learner '{learner.name}': latents of {learner.variant} cannot be spread over ranks; those of {known} "
-                "can. Spread learners with --parallel learners, or train it in one process."
-            )
         if saes[learner.name].d_sae % n_ranks:
             raise ConfigError(
                 f"learner '{learner.name}': {saes[learner.name].d_sae:,} latents cannot be dealt evenly to {n_ranks} "
@@ -228,13 +235,8 @@ def refuse_unsplit(config: FitConfig, saes: dict[str, SAEConfig], n_ranks: int) 
     Raises:
         ConfigError: a variant whose loss is no sum over tokens, or rows that cannot be dealt evenly.
     """
+    refuse_unable(config, "batches", "split", {name for name, variant in REGISTRY.items() if variant.can_split})
     for learner in config.learner:
-        if not variant_class(learner.variant).can_split:
-            known = ", ".join(name for name, variant in REGISTRY.items() if variant.can_split)
-            raise ConfigError(
-                f"learner '{learner.name}': batches of {learner.variant} cannot be split over ranks; those of {known} "
-                "can. Spread learners with --parallel learners, or train it in one process."
-            )
         n_windows = config.batch_size // saes[learner.name].window
         if n_windows % n_ranks:
             raise ConfigError(

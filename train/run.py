@@ -22,7 +22,8 @@ from train.checkpoint import checkpoints, save_checkpoint, step_of
 from train.collective import Shared, shared_step
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
-from train.data.reader import Batches, DataPlan
+from train.data.plan import DataPlan
+from train.data.reader import Batches
 from train.learner import Learner
 from train.preflight import Amount
 from train.ranks import Ranks

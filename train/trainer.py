@@ -26,7 +26,8 @@ from common.store import Store
 from train.checkpoint import prune
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
-from train.data.reader import Batches, DataPlan, plan_data, with_windows
+from train.data.plan import DataPlan, plan_data, with_windows
+from train.data.reader import Batches
 from train.evaluate.heldout import evaluate_heldout
 from train.finish import conclude, finish, finished_outcome
 from train.learner import Learner

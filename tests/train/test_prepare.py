@@ -168,7 +168,7 @@ def test_a_chunk_found_damaged_on_the_way_keeps_the_steps_taken(
 ) -> None:
     settings: dict[str, Any] = {"pool_tokens": 4096, "steps": 80}
     straight = run(shared_store, tmp_path / "straight", learner("topk"), **settings)
-    from train.data.reader import plan_data
+    from train.data.plan import plan_data
 
     built = config(shared_store, tmp_path, learner("topk"), **settings)
     last = plan_data(Store.open(shared_store), built.data(), 0, {1}).order(1).pool_members(0, 6)[0]

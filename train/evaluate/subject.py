@@ -16,7 +16,8 @@ from common.stopping import Stop
 from common.store import Store
 from train.config import EvalConfig
 from train.data.batch import Batch
-from train.data.reader import Batches, DataPlan
+from train.data.plan import DataPlan
+from train.data.reader import Batches
 from train.saes.base import SAE
 
 

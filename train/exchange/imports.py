@@ -20,7 +20,8 @@ from common.stopping import Stop
 from common.store import Store
 from train.config import FitConfig, ImportConfig, LearnerConfig
 from train.data.batch import Batch
-from train.data.reader import Batches, DataPlan, plan_data
+from train.data.plan import DataPlan, plan_data
+from train.data.reader import Batches
 from train.evaluate import write_evaluation
 from train.evaluate.heldout import evaluate_heldout
 from train.evaluate.subject import Evaluation
