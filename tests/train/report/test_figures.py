@@ -156,6 +156,8 @@ def test_unlearning_rows_are_settings_controls_and_front(drawn: dict[str, Sheet]
         ("controls", 0.25, 0.25), ("pareto", 0.004, 0.125), ("pareto", 0.5, 0.75)
     ]  # fmt: skip
     assert "--data FOLDER" in texts(drawn["unlearning_pareto"])
+    top = drawn["unlearning_pareto"].figure.axes[0].get_ylim()[1]
+    assert top > 1.4 * max(row.value for row in rows)  # the outermost marks are whole
 
 
 def test_densities_are_shares_of_all_latents(drawn: dict[str, Sheet]) -> None:

@@ -187,8 +187,9 @@ def frame_pareto(sheet: Sheet, axes: Axes, unit: str) -> None:
     axes.axvline(SMALL, color=NEUTRAL, linestyle="dotted", linewidth=1)
     axes.set_xscale("symlog", linthresh=SMALL)
     axes.set_yscale("symlog", linthresh=SMALL)
-    axes.set_xlim(left=min(places[:, 0].min() * 1.2, -SMALL / 5))
-    axes.set_ylim(bottom=min(places[:, 1].min() * 1.2, -SMALL / 5))
+    for across, limits in ((0, axes.set_xlim), (1, axes.set_ylim)):
+        reached = places[:, across]
+        limits(min(reached.min() * 1.2, -SMALL / 5), max(reached.max(), SMALL) * 1.5)  # room for whole marks
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: f"{value:.3g}")
     sheet.label(axes, f"retain: {unit}, symmetric log", f"forget: {unit}, symmetric log")
