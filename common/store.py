@@ -40,6 +40,8 @@ from common.moments import Moments
 from common.places import local_path, place_at, url_of
 from common.quantise import dequantise
 
+SMALL_CHUNK = 1 << 20  # bytes; chunk files up to this size are read, larger ones mapped
+
 ChunkData = tuple[str, int, np.ndarray, dict[str, Any]]  # array, chunk, rows ≤ chunk_rows of it, facts for the journal
 
 
@@ -286,7 +288,7 @@ class Store:
         return None
 
     def map_chunk(self, array: str, chunk: int, verify: bool = False) -> np.ndarray:
-        """A committed chunk as an array [chunk_rows, …]: the mapped file, or its decoded bytes if compressed.
+        """A committed chunk as an array [chunk_rows, …]: the mapped file; its bytes if it is small or compressed.
 
         Raises:
             StoreError: not committed, missing, of the wrong length or (with `verify`) not matching its checksum.
@@ -298,7 +300,9 @@ class Store:
         if wrong is not None:
             raise self.damaged(array, chunk, wrong)
         with self.chunk_file(array, chunk).open("rb") as file:
-            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            # a copy of a few hundred kilobytes costs less than the page faults of a mapping
+            small = entry.size_bytes <= SMALL_CHUNK
+            data = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         if verify:
             self.check_bytes(entry, np.frombuffer(data, np.uint8))
         return decode_chunk(self.spec(array), data)

@@ -1,14 +1,17 @@
 """Reading batches of 2,048 shuffled single tokens (d=512, bf16) against index_select over a resident tensor.
 
-The whole cost is counted: mapping and indexing each pool, in its thread, while the pool before it is read. Cold:
+Of one pool alone, and pool after pool: then the whole cost is counted, mapping and indexing each pool, in its thread,
+while the pool before it is read. Cold:
 the files are dropped from the page cache first, against reading the same files from end to end.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -69,42 +72,51 @@ def drop_from_cache(files: list[Path]) -> None:
         os.close(descriptor)
 
 
-def read_all(batches: Batches, start: int = 0) -> None:
-    """Every batch of one pass, in order."""
-    per_pass = batches.windows_per_pass() // BATCH
-    for step in range(start, start + per_pass):
+def read(batches: Batches, start: int, stop: int) -> None:
+    """Batches number `start` to `stop`, in order."""
+    for step in range(start, stop):
         batches.batch(step, BATCH, reuse=True)
 
 
+def read_pass(batches: Batches, number: int = 0) -> None:
+    """Every batch of one pass, in order."""
+    per_pass = batches.windows_per_pass() // BATCH
+    read(batches, number * per_pass, (number + 1) * per_pass)
+
+
 def warm_rows(store: Store, rounds: int) -> list[Row]:
+    """One pool read over and over, and whole passes, with every pool mapped, indexed and shuffled as its turn comes."""
     batches = Batches.of(store)
     pool_rows = batches.plan.pool_chunks * CHUNK * CONTEXT
     files = [store.chunk_path(acts_array(HOOK), chunk) for chunk in range(batches.plan.pool_chunks)]
     resident = to_torch(np.concatenate([np.fromfile(file, np.uint8) for file in files]).view(NUMPY["bfloat16"]))
     resident = resident.view(pool_rows, D_MODEL)
-    steps = batches.windows_per_pass() // BATCH
+    per_pass = batches.windows_per_pass() // BATCH
+    per_pool = int(batches.plan.order(1).pool_starts(0)[1]) // BATCH
     indices = [torch.randint(0, pool_rows, (BATCH,)) for _ in range(64)]
     out = torch.empty(BATCH, D_MODEL, dtype=torch.bfloat16)
-    passes = iter(range(1, 10_000))
 
-    def ours() -> None:
-        read_all(batches, next(passes) * steps)
-
-    def floor() -> None:
+    def floor(steps: int) -> None:
         for step in range(steps):
             torch.index_select(resident, 0, indices[step % 64], out=out)
 
-    times = interleaved({"ours": ours, "floor": floor}, rounds)
+    def row(name: str, ours: Callable[[], None], steps: int) -> Row:
+        times = interleaved({"ours": ours, "floor": lambda: floor(steps)}, rounds)
+        tokens = steps * BATCH
+        rate, best = tokens / times["ours"].median, tokens / times["floor"].median
+        bytes_of_token = D_MODEL * 2 / 1e9
+        return Row(f"{name} / index_select on a resident pool",
+                   f"{rate / 1e6:.2f} M tok/s ({rate * bytes_of_token:.1f} GB/s)",
+                   f"{best / 1e6:.2f} M tok/s ({best * bytes_of_token:.1f} GB/s)",
+                   median_ratio(times["floor"], times["ours"]), 0.7)  # fmt: skip
+
+    passes = itertools.count(1)
+    rows = [
+        row("batches of 2,048 tokens, page-cached, of one pool", lambda: read(batches, 0, per_pool), per_pool),
+        row("the same, pool after pool", lambda: read_pass(batches, next(passes)), per_pass),
+    ]
     batches.close()
-    tokens = steps * BATCH
-    rate, best = tokens / times["ours"].median, tokens / times["floor"].median
-    gigabytes = tokens * D_MODEL * 2 / 1e9
-    return [
-        Row("batches of 2,048 tokens, page-cached / index_select on a resident pool",
-            f"{rate / 1e6:.2f} M tok/s ({gigabytes / times['ours'].median:.1f} GB/s)",
-            f"{best / 1e6:.2f} M tok/s ({gigabytes / times['floor'].median:.1f} GB/s)",
-            median_ratio(times["floor"], times["ours"]), 0.7),
-    ]  # fmt: skip
+    return rows
 
 
 class PeerReader:
@@ -138,9 +150,9 @@ class PeerReader:
 
 def peer_row(store: Store, folder: Path, rounds: int) -> Row:
     datasets.disable_progress_bars()
-    batches, peer, passes = Batches.of(store), PeerReader(folder), iter(range(1, 10_000))
+    batches, peer, passes = Batches.of(store), PeerReader(folder), itertools.count(1)
     steps = batches.windows_per_pass() // BATCH
-    things = {"ours": lambda: read_all(batches, next(passes) * steps), "peer": peer.read_all}
+    things = {"ours": lambda: read_pass(batches, next(passes)), "peer": peer.read_all}
     times = interleaved(things, rounds)
     batches.close()
     rate, theirs = steps * BATCH / times["ours"].median, PEER_ROWS * CONTEXT / times["peer"].median
@@ -163,7 +175,7 @@ def cold_row(store: Store, rounds: int) -> Row:
         drop_from_cache(files)
         batches = Batches.of(store)
         started = time.perf_counter()
-        read_all(batches)
+        read_pass(batches)
         ours.append(time.perf_counter() - started)
         batches.close()
     gigabytes = sum(file.stat().st_size for file in files) / 1e9

@@ -41,7 +41,9 @@ def test_last_chunk_is_padded_to_full_size(tmp_path: Path) -> None:
     assert store.chunk_path("acts/a", 2).stat().st_size == CHUNK * CONTEXT * D * 2
 
 
-def test_map_chunk_is_over_the_file_and_read_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [0, 1 << 20])
+def test_map_chunk_is_read_only_mapped_or_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: int) -> None:
+    monkeypatch.setattr("common.store.SMALL_CHUNK", small)
     store, values = filled(tmp_path / "x.zarr")
     mapped = store.map_chunk("acts/a", 0)
     assert mapped.dtype == ml_dtypes.bfloat16

@@ -16,7 +16,7 @@ import torch
 
 from common.config import build
 from common.dtypes import TORCH, to_torch
-from common.layout import acts_array, token_scales_array
+from common.layout import TOKENS, acts_array, token_scales_array
 from common.quantise import dequantise
 from common.store import Store
 from train.config import DataConfig
@@ -56,6 +56,11 @@ class Pool:
     def context(self) -> torch.Tensor:
         return self.read_context()
 
+    @functools.cached_property
+    def always(self) -> torch.Tensor:
+        """True [1, 1]: windows of one position lie at wanted ones only."""
+        return torch.ones(1, 1, dtype=torch.bool, device=self.acts.device)
+
     def gather(self, window: int, start: int, stop: int, out: torch.Tensor | None = None) -> Batch:
         """Windows `start` to `stop` of the pool's order. All on the pool's device: nothing waits for a copy."""
         starts = self.windows[window][start:stop]
@@ -66,7 +71,7 @@ class Pool:
             x = dequantise(x, self.scales[0][rows], self.scales[1])
         return Batch(
             x=x.view(*shape, -1),
-            valid=torch.ones(shape, dtype=torch.bool, device=device) if window == 1 else self.wanted[rows].view(shape),
+            valid=self.always.expand(shape) if window == 1 else self.wanted[rows].view(shape),
             n_valid=len(starts) if window == 1 else int(self.counts[window][start:stop].sum()),
             read_context=lambda: torch.index_select(self.context, 0, rows).view(*shape, 3),
         )
@@ -91,7 +96,7 @@ class Batches:
         self._orders = {window: plan.order(window) for window in plan.windows}
         self._any_order = next(iter(self._orders.values()))
         self._held_out = held_out_documents(plan.n_documents, plan.config.held_out)
-        self._verified: set[int] = set()
+        self._verified: set[tuple[str, int]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pool-reader")
         self._pools: dict[tuple[int, int], Future[Pool]] = {}
         self._out: dict[tuple[int, int], list[torch.Tensor]] = {}
@@ -172,53 +177,61 @@ class Batches:
         """Map and index the chunks of one pool; checks each chunk's checksum the first time it is read."""
         members = self._any_order.pool_members(pass_number, pool)
         indexes = [self._index(chunk) for chunk in members]
-        size = self.store.chunk_sequences * self.store.context
-        windows = {}
-        for window, order in self._orders.items():
-            starts = self._starts(indexes, window, size, held_out=False)
-            windows[window] = starts[order.window_order(pass_number, pool, len(starts))]
-        return self._make_pool(members, indexes, windows, held_out=False, device=self.device)
+        wanted = self._lay([index.train for index in indexes])
+        windows = {
+            window: order.shuffled(pass_number, pool, self._starts(indexes, wanted, window))
+            for window, order in self._orders.items()
+        }
+        return self._make_pool(members, indexes, wanted, windows, self.device)
 
     def _index(self, chunk: int) -> ChunkIndex:
-        return index_chunk(self.store, self.plan.hook, chunk, self._held_out, self.plan.max_norm)
+        verify = (TOKENS, chunk) not in self._verified
+        index = index_chunk(self.store, self.plan.hook, chunk, self._held_out, self.plan.max_norm, verify)
+        self._verified.add((TOKENS, chunk))
+        return index
 
-    def _starts(
-        self, indexes: list[ChunkIndex], window: int, size: int, held_out: bool, across: bool = False
-    ) -> np.ndarray:
-        context, within = self.store.context, self.plan.config.within_document and not across
-        return np.concatenate(
-            [
-                number * size + windows_in(index, index.held_out if held_out else index.train, context, window, within)
-                for number, index in enumerate(indexes)
-            ]
-        )
+    @property
+    def _chunk_positions(self) -> int:
+        return self.store.chunk_sequences * self.store.context
+
+    def _lay(self, values: list[np.ndarray]) -> np.ndarray:
+        """One value per position of each chunk of a pool, as one array; 0 past the end of a short last chunk."""
+        size = self._chunk_positions
+        whole = np.zeros(size * len(values), values[0].dtype)
+        for number, part in enumerate(values):
+            whole[number * size :][: len(part)] = part
+        return whole
+
+    def _starts(self, indexes: list[ChunkIndex], wanted: np.ndarray, window: int, across: bool = False) -> np.ndarray:
+        """Starts of a pool's windows that have a wanted position, rising."""
+        if window == 1:
+            return np.flatnonzero(wanted)
+        size, within = self._chunk_positions, self.plan.config.within_document and not across
+        parts = [
+            number * size
+            + windows_in(index, wanted[number * size :][: len(index.train)], self.store.context, window, within)
+            for number, index in enumerate(indexes)
+        ]
+        return np.concatenate(parts)
 
     def _make_pool(
         self,
         members: list[int],
         indexes: list[ChunkIndex],
+        wanted: np.ndarray,
         windows: dict[int, np.ndarray],
-        held_out: bool,
         device: torch.device,
+        bring: bool = True,
     ) -> Pool:
-        size = self.store.chunk_sequences * self.store.context
-
-        def lay(values: list[np.ndarray]) -> np.ndarray:
-            whole = np.zeros(size * len(values), values[0].dtype)
-            for number, part in enumerate(values):
-                whole[number * size :][: len(part)] = part
-            return whole
-
         def read_context() -> torch.Tensor:
-            documents = lay([index.documents for index in indexes])
+            documents = self._lay([index.documents for index in indexes])
             positions = positions_in_document(documents, self.store.context)
-            tokens = lay([index.tokens for index in indexes])
+            tokens = self._lay([index.tokens for index in indexes])
             return torch.from_numpy(np.stack([documents, positions, tokens], axis=1)).to(device)
 
-        wanted = lay([index.held_out if held_out else index.train for index in indexes])
         before = np.concatenate([[0], np.cumsum(wanted)]) if any(window > 1 for window in windows) else wanted
         return Pool(
-            acts=self._acts(members, bring=not held_out).to(device),
+            acts=self._acts(members, bring).to(device),
             wanted=torch.from_numpy(wanted).to(device),
             windows={window: torch.from_numpy(starts).to(device) for window, starts in windows.items()},
             counts={window: before[s + window] - before[s] for window, s in windows.items() if window > 1},
@@ -235,7 +248,7 @@ class Batches:
         return torch.from_numpy(token).to(device), torch.from_numpy(dimension).to(device)
 
     def _acts(self, members: list[int], bring: bool) -> torch.Tensor:
-        """The chunks' activations as one tensor, mapped where they can be; `bring` reads all of a mapping at once."""
+        """The chunks' activations as one tensor, mapped where they can be; `bring` reads all of it now."""
         array = acts_array(self.plan.hook)
         spec = self.store.spec(array)
         for chunk in members:
@@ -245,22 +258,24 @@ class Batches:
         if spec.compression is None and can_map(spec.chunk_bytes):
             memory = map_side_by_side([self.store.chunk_file(array, chunk) for chunk in members], spec.chunk_bytes)
             for number, chunk in enumerate(members):
-                self._verify(chunk, memory[number * spec.chunk_bytes :][: spec.chunk_bytes])
-            if bring:
-                bring_in(memory)
+                data = memory[number * spec.chunk_bytes :][: spec.chunk_bytes]
+                if bring:  # a chunk at a time: it is checked while the disk reads the next
+                    bring_in(data)
+                self._verify(chunk, data)
             return to_torch(memory.view(spec.numpy_dtype).reshape(-1, spec.shape[-1]))
         rows = spec.chunk_rows * spec.shape[1]
         whole = torch.empty(len(members) * rows, spec.shape[-1], dtype=TORCH[spec.dtype])
         for number, chunk in enumerate(members):
-            data = self.store.map_chunk(array, chunk, verify=chunk not in self._verified)
-            self._verified.add(chunk)
+            data = self.store.map_chunk(array, chunk, verify=(array, chunk) not in self._verified)
+            self._verified.add((array, chunk))
             whole[number * rows :][:rows] = to_torch(data.reshape(rows, -1).copy())
         return whole
 
     def _verify(self, chunk: int, data: np.ndarray) -> None:
-        if chunk not in self._verified:
-            self.store.check_bytes(self.store.journal.entries[acts_array(self.plan.hook), chunk], data)
-            self._verified.add(chunk)
+        key = acts_array(self.plan.hook), chunk
+        if key not in self._verified:
+            self.store.check_bytes(self.store.journal.entries[key], data)
+            self._verified.add(key)
 
     def training_documents(self, max_chunks: int) -> np.ndarray:
         """The document of every training token of up to `max_chunks` chunks spread over the store."""
@@ -276,17 +291,19 @@ class Batches:
         With `across` windows may hold several documents whatever the data settings say.
         """
         left = max_tokens if max_tokens is not None else np.inf
-        size = self.store.chunk_sequences * self.store.context
         for chunk in self.plan.chunks:
             index = self._index(chunk)
-            starts = self._starts([index], window, size, held_out=True, across=across)
+            wanted = self._lay([index.held_out])
+            starts = self._starts([index], wanted, window, across)
             pool: Pool | None = None
             step, start = max(batch_tokens // window, 1), 0
             while start < len(starts):
                 if left <= 0:
                     return
                 # gathered on the host: a whole chunk is not worth moving for its few held-out documents
-                pool = pool or self._make_pool([chunk], [index], {window: starts}, True, torch.device("cpu"))
+                pool = pool or self._make_pool(
+                    [chunk], [index], wanted, {window: starts}, torch.device("cpu"), bring=False
+                )
                 stop = min(start + step, len(starts), start + -(-int(min(left, 2**62)) // window))
                 batch = pool.gather(window, start, stop)
                 left, start = left - batch.n_valid, stop

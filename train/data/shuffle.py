@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from common.files import fingerprint
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+BLOCK = 1 << 14  # numbers hashed at a time
 
 
 def key_of(*parts: Any) -> int:
@@ -32,19 +32,31 @@ def mix(values: np.ndarray) -> np.ndarray:
     return z ^ (z >> np.uint64(31))
 
 
-def hashes(key: int, n: int) -> np.ndarray:
-    """`n` distinct keyed uint64 values, the i-th a function of (key, i) alone."""
+def hashes(key: int, n: int, start: int = 0) -> np.ndarray:
+    """`n` distinct keyed uint64 values, the i-th a function of (key, start + i) alone."""
     with np.errstate(over="ignore"):
-        return mix(np.uint64(key) + np.arange(1, n + 1, dtype=np.uint64) * GOLDEN)
+        return mix(np.uint64(key) + np.arange(start + 1, start + n + 1, dtype=np.uint64) * GOLDEN)
 
 
 def permutation(key: int, n: int) -> np.ndarray:
-    """A keyed permutation of range(n), int64: the numbers in the order of their hashes' upper 31 bits.
+    """A keyed permutation of range(n), int64: the numbers in the order of their hashes' upper 31 bits."""
+    return shuffled(key, np.arange(n))
 
-    A stable sort of so short a key is a radix sort of four passes: for a million 12 ms, where argsort takes 80.
+
+def shuffled(key: int, values: np.ndarray) -> np.ndarray:
+    """Rising `values` (int64, below 2^32) in the keyed permutation of their places: `values[permutation(key, n)]`.
+
+    Each is sorted as the lower half of an integer whose upper half is the hash of its place: a million take 7 ms of
+    one thread, where argsort takes 80. Hashed in blocks, which stay in the processor's cache.
     """
-    short = (hashes(key, n) >> np.uint64(33)).astype(np.int32)
-    return torch.from_numpy(short).sort(stable=True).indices.numpy()
+    keyed = np.empty_like(values)
+    for start in range(0, len(values), BLOCK):
+        block = slice(start, start + BLOCK)
+        upper = hashes(key, len(values[block]), start) >> np.uint64(33) << np.uint64(32)
+        keyed[block] = upper.view(np.int64) | values[block]
+    keyed.sort()
+    keyed &= 2**32 - 1
+    return keyed
 
 
 @dataclass(frozen=True)
@@ -88,9 +100,9 @@ class Order:
         order = permutation(key_of(self.key, "chunks", pass_number), len(self.chunks))
         return [self.chunks[i] for i in order[pool * self.pool_chunks :][: self.pool_chunks]]
 
-    def window_order(self, pass_number: int, pool: int, n: int) -> np.ndarray:
-        """The permutation of a pool's `n` windows."""
-        return permutation(key_of(self.key, "windows", self.window, pass_number, pool), n)
+    def shuffled(self, pass_number: int, pool: int, starts: np.ndarray) -> np.ndarray:
+        """A pool's windows in the order of the pass, from their rising starts: int64."""
+        return shuffled(key_of(self.key, "windows", self.window, pass_number, pool), starts)
 
     def pool_starts(self, pass_number: int) -> np.ndarray:
         """Windows before each pool of a pass, and all of them at the end: int64 [pools + 1]."""

@@ -76,18 +76,20 @@ class ChunkIndex:
     held_out: np.ndarray
 
 
-def index_chunk(store: Store, hook: str, chunk: int, held_out: np.ndarray, max_norm: float) -> ChunkIndex:
+def index_chunk(
+    store: Store, hook: str, chunk: int, held_out: np.ndarray, max_norm: float, verify: bool = True
+) -> ChunkIndex:
     """Masks of one chunk: special tokens, padding, outlier norms (attention sinks) and masked values are neither.
 
     Raises:
-        StoreError: tokens, documents or norms of the chunk do not match their checksums.
+        StoreError: tokens, documents or norms of the chunk are not all there or (with `verify`) do not match their
+            checksums.
     """
     rows = store.sequences_in(chunk)
-    tokens = store.map_chunk(TOKENS, chunk, verify=True)[:rows].reshape(-1)
-    documents = store.map_chunk(DOCUMENTS, chunk, verify=True)[:rows].reshape(-1)
-    norms = store.map_chunk(norms_array(hook), chunk, verify=True)[:rows].reshape(-1)
+    arrays = (TOKENS, DOCUMENTS, norms_array(hook))
+    tokens, documents, norms = (store.map_chunk(array, chunk, verify)[:rows].reshape(-1) for array in arrays)
     usable = (documents >= 0) & ~np.isin(tokens, store.special_tokens) & (norms <= max_norm)
-    out = held_out[documents]  # -1 reads the last entry, and is not usable anyway
+    out = held_out.take(documents, mode="wrap")  # -1 reads the last entry, and is not usable anyway
     return ChunkIndex(documents, tokens, norms, usable & ~out, usable & out)
 
 

@@ -23,7 +23,7 @@ from tests.conftest import HOOK, harvest_config
 from train.config import DataConfig
 from train.data.batch import Batch
 from train.data.reader import Batches, plan_data
-from train.data.shuffle import permutation
+from train.data.shuffle import key_of, permutation
 from train.data.split import held_out_documents
 
 FIELDS = ("x", "doc", "pos", "token", "valid")
@@ -76,7 +76,7 @@ def plain_order(store: Store, reader: Batches, window: int, pass_number: int) ->
                 for start in range(0, store.context - window + 1, window):
                     if usable[row, start : start + window].any():
                         windows.append((row, start))
-        out += [windows[i] for i in order.window_order(pass_number, pool, len(windows))]
+        out += [windows[i] for i in permutation(key_of(order.key, "windows", window, pass_number, pool), len(windows))]
     return out
 
 
@@ -326,7 +326,7 @@ def test_closing_ends_the_reading_thread(store: Store) -> None:
 def test_pools_hold_the_windows_of_the_key_of_their_pass(store: Store, batches: Batches) -> None:
     order = batches.plan.order(1)
     pool = batches.load_pool(0, 1)
-    n = len(pool.windows[1])
-    unsorted = np.sort(pool.windows[1])
-    assert np.array_equal(pool.windows[1], unsorted[order.window_order(0, 1, n)])
-    assert not np.array_equal(order.window_order(0, 1, n), permutation(0, n))
+    starts = np.sort(pool.windows[1].numpy())
+    of_pool, of_next = (permutation(key_of(order.key, "windows", 1, 0, number), len(starts)) for number in (1, 2))
+    assert np.array_equal(pool.windows[1], starts[of_pool])
+    assert not np.array_equal(of_pool, of_next)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from train.data.shuffle import Order, hashes, key_of, mix, permutation
+from train.data.shuffle import BLOCK, Order, hashes, key_of, mix, permutation, shuffled
 
 MASK = 2**64 - 1
 PINNED = [2, 6, 0, 3, 1, 5, 7, 4]
@@ -120,4 +120,12 @@ def test_pools_hold_every_chunk_once_per_pass_and_passes_differ() -> None:
 def test_window_lengths_share_pools_and_have_their_own_order() -> None:
     ones, eights = (Order(7, tuple(range(10)), (32,) * 10, 3, window) for window in (1, 8))
     assert ones.pool_members(0, 1) == eights.pool_members(0, 1)
-    assert ones.window_order(0, 1, 96).tolist() != eights.window_order(0, 1, 96).tolist()
+    assert ones.shuffled(0, 1, np.arange(96)).tolist() != eights.shuffled(0, 1, np.arange(96)).tolist()
+
+
+@pytest.mark.parametrize("n", [0, 1, 5, BLOCK, 2 * BLOCK + 3])
+def test_shuffled_values_are_those_at_the_permuted_places(n: int) -> None:
+    values = 2 * np.arange(n) + 7
+    order = sorted(range(n), key=lambda i: plain_mix((99 + (i + 1) * 0x9E3779B97F4A7C15) & MASK) >> 33)
+    assert permutation(99, n).tolist() == order
+    assert shuffled(99, values).tolist() == values[order].tolist()
