@@ -1,6 +1,6 @@
 """The store: one zarr v3 group that both tools agree on. `docs/store.md` is the law, this is its owner.
 
-`common/layout.py` says which arrays there are, `common/arrays.py` what a chunk file is, `common/journal.py` what is
+`common/header.py` says what its header holds, `common/layout.py` which arrays there are, `common/arrays.py` what a chunk file is, `common/journal.py` what is
 committed, `common/checks.py` what can be wrong.
 """
 
@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.arrays import ArraySpec, decode_chunk, encode_chunk
-from common.errors import ConfigError, DataError, StoreError, nearest
+from common.arrays import decode_chunk, encode_chunk
+from common.errors import DataError, StoreError
 from common.files import crc32c, fingerprint, json_bytes, parse_json
+from common.header import Described
 from common.journal import Entry, Journal
 from common.layout import (
     DOCUMENTS,
@@ -27,8 +28,6 @@ from common.layout import (
     PADDING,
     TOKENS,
     acts_array,
-    array_names,
-    array_spec,
     chunk_arrays,
     nodes,
     partial_array,
@@ -58,7 +57,7 @@ class Staged:
     aside: str
 
 
-class Store:
+class Store(Described):
     """A store on disk, for reading and (under `common.files.exclusive`) for writing.
 
     Attributes:
@@ -68,7 +67,8 @@ class Store:
     """
 
     def __init__(self, path: Path, header: dict[str, Any], journal: Journal | None = None) -> None:
-        self.path, self.header, self.place = path, header, place_at(path)
+        super().__init__(path, header)
+        self.place = place_at(path)
         self.journal = journal or Journal(path / "journal.jsonl")
         self._append = threading.Lock()
 
@@ -115,86 +115,12 @@ class Store:
             self.place.write(f"{name}/zarr.json", json_bytes(metadata))
         self.place.write("zarr.json", json_bytes(root(self.header)))
 
-    # ---- what it holds --------------------------------------------------------------------------------------
-
-    @property
-    def name(self) -> str:
-        """What people call it: its URL, or its path as it was given."""
-        return url_of(self.path) or str(self.path)
-
-    @property
-    def id(self) -> str:
-        """sha256 of the identity: two stores with one id hold the same sequences."""
-        return str(self.header["id"])
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return dict(self.header["identity"])
-
-    @property
-    def context(self) -> int:
-        """Tokens per sequence."""
-        return int(self.identity["context"])
-
-    @property
-    def chunk_sequences(self) -> int:
-        return int(self.identity["chunk_sequences"])
-
-    @property
-    def n_sequences(self) -> int:
-        """Sequences planned; what is committed may still be less."""
-        return int(self.header["n_sequences"])
-
-    @property
-    def n_chunks(self) -> int:
-        return -(-self.n_sequences // self.chunk_sequences)
-
-    @property
-    def special_tokens(self) -> list[int]:
-        """Ids of BOS, EOS, padding and the like: left out of training and of every metric."""
-        return list(self.header["special_tokens"])
-
-    @property
-    def hooks(self) -> dict[str, dict[str, Any]]:
-        """Hook name to {"d_model", "dtype", "id"}."""
-        return dict(self.header["hooks"])
-
-    def hook(self, name: str | None = None) -> str:
-        """`name` if the store has it, or the only hook when none is named.
-
-        Raises:
-            ConfigError: no such hook, or several to choose from.
-        """
-        if name is None and len(self.hooks) == 1:
-            return next(iter(self.hooks))
-        if name is None:
-            raise ConfigError(
-                f"{self.name}: it holds {len(self.hooks)} hooks; choose one with --hook.{nearest('', self.hooks)}"
-            )
-        if name not in self.hooks:
-            raise ConfigError(f"{self.name}: no hook '{name}'.{nearest(name, self.hooks)}")
-        return name
-
-    def d_model(self, hook: str) -> int:
-        return int(self.hooks[hook]["d_model"])
-
     def as_of(self, n_sequences: int) -> Store:
         """The store as it was at an earlier length: what a run that began then goes on reading.
 
         Extending a store fills up its short last chunk; the sequences that were in it keep their bytes.
         """
         return Store(self.path, self.header | {"n_sequences": min(n_sequences, self.n_sequences)}, self.journal)
-
-    def array_names(self) -> list[str]:
-        return array_names(self.header)
-
-    def spec(self, array: str) -> ArraySpec:
-        """Shape, type and chunks of one of the store's arrays."""
-        return array_spec(self.header, array)
-
-    def sequences_in(self, chunk: int) -> int:
-        """True sequences of a chunk; only the last one may have fewer than `chunk_sequences`."""
-        return min(self.chunk_sequences, self.n_sequences - chunk * self.chunk_sequences)
 
     # ---- chunks ---------------------------------------------------------------------------------------------
 
@@ -339,11 +265,6 @@ class Store:
             first = chunk * size
             pieces.append(self.map_chunk(array, chunk)[max(start - first, 0) : stop - first])
         return np.concatenate(pieces)
-
-    def dimension_scales(self, hook: str) -> np.ndarray | None:
-        """Scale of each dimension of an int8 hook, float32 [d_model]; None for other types, which need none."""
-        scales = self.hooks[hook].get("scales")
-        return None if scales is None else np.asarray(scales, np.float32)
 
     def activations(self, hook: str, start: int, stop: int) -> np.ndarray:
         """Activations of sequences `start` to `stop`, in the storage type; float32 where that is int8.

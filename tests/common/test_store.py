@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from common.errors import ConfigError, DataError, StoreError
+from common.errors import DataError, StoreError
 from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array
 from common.store import Store, open_store
 from tests.conftest import HOOK
@@ -130,25 +130,6 @@ def test_open_names_what_is_wrong(tmp_path: Path) -> None:
     (path / "zarr.json").write_text('{"attributes": {"granary": {"format": 2}}}')
     with pytest.raises(StoreError, match=r"store format 2, this version reads 1\. Install a newer Granary\."):
         open_store(path)
-
-
-def test_hook_is_the_only_one_or_must_be_named(tmp_path: Path) -> None:
-    store, _ = filled(tmp_path / "x.zarr")
-    assert store.hook() == "a"
-    assert store.hook("a") == "a"
-    with pytest.raises(ConfigError, match=r"no hook 'b'\. Known: a\."):
-        store.hook("b")
-    store.header = store.header | {"hooks": store.hooks | {"b": store.hooks["a"]}}
-    with pytest.raises(ConfigError, match=r"it holds 2 hooks; choose one with --hook\. Known: a, b\."):
-        store.hook()
-
-
-def test_id_follows_the_identity_alone(tmp_path: Path) -> None:
-    one = Store.create(tmp_path / "1.zarr", header(n_sequences=10))
-    two = Store.create(tmp_path / "2.zarr", header(n_sequences=20))
-    three = Store.create(tmp_path / "3.zarr", header(dtype="float32"))
-    assert one.id == two.id != three.id
-    assert len(one.id) == 64
 
 
 def test_leftovers_are_files_aside_only(shared_store: Path, tmp_path: Path) -> None:

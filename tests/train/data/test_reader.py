@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,24 +12,21 @@ import numpy as np
 import pytest
 import torch
 
-from common.config import build
-from common.errors import ConfigError, StoreError
+from common.errors import StoreError
 from common.layout import acts_array
 from common.stopping import Stop
 from common.store import Store
 from harvest.run import harvest
 from tests.conftest import HOOK, harvest_config
-from train.config import DataConfig
+from tests.stores import flip_bit
+from tests.train.data.settings import data_config
 from train.data.batch import Batch
-from train.data.reader import Batches, plan_data
+from train.data.plan import plan_data
+from train.data.reader import Batches
 from train.data.shuffle import key_of, permutation
 from train.data.split import held_out_documents
 
 FIELDS = ("x", "doc", "pos", "token", "valid")
-
-
-def data_config(**values: object) -> DataConfig:
-    return build(DataConfig, {"held_out": 0.1, "pool_tokens": 8192} | values, "test")
 
 
 @pytest.fixture
@@ -38,12 +34,6 @@ def batches(store: Store) -> Iterator[Batches]:
     reader = Batches.of(store, data_config())
     yield reader
     reader.close()
-
-
-@pytest.fixture
-def own_store(shared_store: Path, tmp_path: Path) -> Path:
-    """A copy of the shared store that may be changed."""
-    return Path(shutil.copytree(shared_store, tmp_path / "own.zarr"))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -214,15 +204,6 @@ def test_no_more_than_three_pools_are_open(batches: Batches) -> None:
         assert len(batches._pools) <= 3
 
 
-def flip(path: Path, offset: int = 1000) -> None:
-    """Change one byte in place, size and time apart."""
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 0x10]))
-
-
 def read_all(reader: Batches) -> None:
     try:
         reader.batch(0, reader.windows_per_pass())
@@ -232,32 +213,21 @@ def read_all(reader: Batches) -> None:
 
 def test_a_flipped_byte_is_named(own_store: Path) -> None:
     store = Store.open(own_store)
-    flip(store.chunk_path(acts_array(HOOK), 5))
+    flip_bit(store.chunk_path(acts_array(HOOK), 5), 1000)
     expected = rf"acts/{HOOK} chunk 5: checksum \w+ but the journal says \w+\. Run: harvest verify .* --repair"
     with pytest.raises(StoreError, match=expected):
         read_all(Batches.of(store, data_config()))
 
 
-@pytest.mark.parametrize("array", ["tokens", "documents", f"norms/{HOOK}"])
-def test_a_flipped_byte_beside_the_activations_is_named(own_store: Path, array: str) -> None:
-    store = Store.open(own_store)
-    flip(store.chunk_path(array, 2))
-    with pytest.raises(StoreError, match=f"{array} chunk 2: checksum"):
-        plan_data(store, data_config(), 0, {1})
-
-
-def test_a_missing_chunk_is_named(own_store: Path) -> None:
-    store = Store.open(own_store)
-    store.chunk_path(acts_array(HOOK), 3).unlink()
-    with pytest.raises(StoreError, match=r"chunk 3: the file is missing"):
-        plan_data(store, data_config(), 0, {1})
-
-
-def test_a_truncated_chunk_is_named(own_store: Path) -> None:
-    store = Store.open(own_store)
-    os.truncate(store.chunk_path(acts_array(HOOK), 3), 1000)
-    with pytest.raises(StoreError, match=r"chunk 3: 1,000 bytes, but the journal says 131,072"):
-        plan_data(store, data_config(), 0, {1})
+@pytest.mark.parametrize("array", ["tokens", "documents", f"norms/{HOOK}", f"acts/{HOOK}"])
+def test_a_byte_flipped_after_the_plan_is_named_each_time(own_store: Path, array: str) -> None:
+    reader = Batches.of(Store.open(own_store), data_config())
+    flip_bit(reader.store.chunk_path(array, 2), 1000)
+    pool = next(n for n in range(9) if 2 in reader.plan.order(1).pool_members(0, n))
+    for _ in range(2):
+        with pytest.raises(StoreError, match=f"{array} chunk 2: checksum"):
+            reader.load_pool(0, pool)
+    reader.close()
 
 
 def test_a_chunk_cut_short_after_the_plan_is_named(own_store: Path) -> None:
@@ -284,33 +254,6 @@ def test_other_layouts_hold_the_same_tokens(
     # and what the store holds is what the plain layout holds
     assert np.array_equal(acts, float_rows(store)[: len(acts)])
     reader.close()
-
-
-def test_a_growing_store_gives_its_committed_chunks_only(own_store: Path) -> None:
-    store = Store.open(own_store)
-    store.journal.rewrite(drop=[(acts_array(HOOK), chunk) for chunk in (2, 5, 6)])
-    growing = Store.open(own_store)
-    plan = plan_data(growing, data_config(held_out=0.0), 0, {1})
-    assert plan.chunks == (0, 1, 3, 4, 7)
-    reader = Batches(growing, plan)
-    seen = reader.batch(0, reader.windows_per_pass())
-    documents, tokens = (growing.rows(name, 0, growing.n_sequences) for name in ("documents", "tokens"))
-    rows = [row for row in range(growing.n_sequences) if row // growing.chunk_sequences in plan.chunks]
-    text = ~np.isin(tokens[rows], growing.special_tokens)
-    assert np.array_equal(np.sort(seen.doc.flatten().numpy()), np.sort(documents[rows][text]))
-    reader.close()
-
-
-def test_a_store_with_nothing_committed_is_refused(own_store: Path) -> None:
-    store = Store.open(own_store)
-    store.journal.rewrite(drop=[(acts_array(HOOK), chunk) for chunk in range(8)])
-    with pytest.raises(StoreError, match=r"no chunk of .* is harvested yet"):
-        plan_data(Store.open(own_store), data_config(), 0, {1})
-
-
-def test_a_window_longer_than_the_sequences_is_refused(store: Store) -> None:
-    with pytest.raises(ConfigError, match="a window of 65 does not fit sequences of 64 tokens"):
-        plan_data(store, data_config(), 0, {65})
 
 
 def test_closing_ends_the_reading_thread(store: Store) -> None:
