@@ -1,7 +1,7 @@
 """The store: one zarr v3 group that both tools agree on. `docs/store.md` is the law, this is its owner.
 
-`common/header.py` says what its header holds, `common/layout.py` which arrays there are, `common/arrays.py` what a chunk file is, `common/journal.py` what is
-committed, `common/checks.py` what can be wrong.
+`common/header.py` reads its header, `common/layout.py` says which arrays there are, `common/arrays.py` what a chunk
+file is, `common/journal.py` what is committed, `common/checks.py` what can be wrong.
 """
 
 from __future__ import annotations
