@@ -44,7 +44,7 @@ OWNERS = {
     "matplotlib": {"train/report/figures/sheet.py"},
     "PIL": {"train/report/figures/sheet.py"},
     "jinja2": {"train/report/page.py"},
-    "triton": {"train/kernels.py"},
+    "triton": {"train/kernels.py", "train/row_adam.py"},
 }
 
 

@@ -12,14 +12,13 @@ from train.collective import (
     all_latents,
     all_sums,
     before_this_rank,
-    clip_gradients_,
     over_latents,
     over_ranks,
     sum_gradients_,
 )
 from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
-from train.optim import make_optimizer, normalise_rows_, project_gradient_
+from train.optim import can_fuse, fused_update_, make_optimizer, parameters_of, plain_update_
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.kept import Codes, Kept, sparse_pays
 from train.saes.parts import masked
@@ -72,6 +71,8 @@ class Learner:
         state: "running", "finished", "diverged" or "failed".
         reason: why it is in this state, one line.
         seconds: wall time of its own steps; on a GPU, of queueing them.
+        fused: whether kernels of our own take Adam's step on unit rows.
+        shards: how its latents lie on ranks; the SAE that it is given lies so already. Steps are plain then.
         last_loss: the last finite total loss, a scalar on the device; NaN before the first step.
         quiet_steps: [2] on the device: steps with L0 below 1 in a row until now, and at most so far.
         judged_ev: explained variance over at least `JUDGED_STEPS` steps, from `read_metrics`; None if there is none.
@@ -91,8 +92,6 @@ class Learner:
     ) -> None:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
         self.shards = shards
-        if shards is not None:
-            shards.shard_(sae.to(device))
         self.sae = sae.to(device)
         share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 1.0
         pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device, share))
@@ -101,7 +100,8 @@ class Learner:
             # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore
             parameter.data = parameter.data.contiguous()
         self.optimizer = make_optimizer(self.sae, config)
-        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.fused = self.sae.sparse and can_fuse(self.unit_rows())
+        self.parameters = parameters_of(self.optimizer)
         names = {id(parameter): name for name, parameter in self.sae.named_parameters()}
         self.names = [names[id(parameter)] for parameter in self.parameters]
         self.everywhere = [one for one, name in zip(self.parameters, self.names, strict=True) if name not in DIMENSIONS]
@@ -142,17 +142,19 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         sum_gradients_(self.parameters, self.everywhere)
-        rows = [self.sae.get_parameter(name) for name in self.sae.unit_rows]
-        for weight in rows:
-            if weight.grad is not None:
-                project_gradient_(weight)
-        norm = clip_gradients_(self.parameters, self.everywhere, self.config.grad_clip)
-        self.optimizer.step()
-        for weight in rows:
-            normalise_rows_(weight)
+        norm = self._update()
         self.sae.after_step(clock)
         self.step += 1
         self._record(scaled, output, total.detach(), norm)
+
+    def unit_rows(self) -> list[Tensor]:
+        """The matrices whose rows are kept at unit norm."""
+        return [self.sae.get_parameter(name) for name in self.sae.unit_rows]
+
+    def _update(self) -> Tensor:
+        if self.fused:
+            return fused_update_(self.optimizer, self.unit_rows(), self.config.grad_clip)
+        return plain_update_(self.optimizer, self.unit_rows(), self.everywhere, self.config.grad_clip)
 
     def at_landmark(self) -> bool:
         """Whether the variant wants to look at batches before the step about to be taken."""

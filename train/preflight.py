@@ -116,8 +116,7 @@ def rehearse(
     """
     window = learner.sae.window
     sae, n_steps = copy.deepcopy(learner.sae), learner.n_steps
-    trial = Learner(learner.config, sae, n_steps, learner.device, learner.precision, config.kernels)
-    trial.shards = learner.shards
+    trial = Learner(learner.config, sae, n_steps, learner.device, learner.precision, config.kernels, learner.shards)
     try:
         if not bool(torch.isfinite(batches.batch(0, config.batch_size // window, window).x).all()):
             raise StoreError(

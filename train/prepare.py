@@ -252,6 +252,7 @@ def windows_of(saes: dict[str, SAEConfig]) -> set[int]:
 def prepare(run: Run) -> None:
     """Rehearse every learner that is new, and write down what the run is."""
     run.ranks.first_does(lambda: clear_rehearsals(run.folder))
+    say_who_steps_plainly(run)
     # ranks in step talk to each other in a rehearsal: one that fails must not wait for the others
     diverged = rehearse_new(run) if run.ranks.in_step else run.ranks.together(lambda: rehearse_new(run))
     run.ranks.first_does(lambda: write_plan(run))  # before any learner's folder: one without a plan is not a run
@@ -263,6 +264,18 @@ def prepare(run: Run) -> None:
             folder.mkdir(exist_ok=True)
             architecture = {"d_in": run.d_in, "options": run.saes[config.name].model_dump(mode="json")}
             write_json(folder / "config.json", config.model_dump(mode="json") | architecture)
+
+
+def say_who_steps_plainly(run: Run) -> None:
+    """A line if `--kernels sparse` is asked for and some learners cannot have it."""
+    if run.config.kernels != "sparse" or not run.ranks.first:
+        return
+    spread = run.ranks.in_step and run.ranks.mode == "latents"
+    variants = {learner.name: variant_class(learner.variant) for learner in run.config.learner}
+    plain = [name for name, variant in variants.items() if variant.trained and (spread or not variant.can_be_sparse)]
+    if plain:
+        why = "latents are spread over ranks" if spread else "there are no sparse ones of these variants"
+        say(f"--kernels sparse: plain steps for {', '.join(plain)}, since {why}")
 
 
 def clear_rehearsals(folder: Path) -> None:
@@ -292,6 +305,8 @@ def new_learner(run: Run, config: LearnerConfig) -> Learner:
     sae = variant_class(config.variant)(run.saes[config.name], run.d_in, seed)
     ranks = run.ranks
     shards = Shards(ranks.data, run.device.type) if ranks.in_step and ranks.mode == "latents" else None
+    if shards is not None:
+        shards.shard_(sae.to(run.device))
     return Learner(config, sae, run.amount.n_steps, run.device, run.precision, run.config.kernels, shards)
 
 

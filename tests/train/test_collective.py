@@ -75,7 +75,10 @@ def test_every_variant_that_can_be_shared_has_the_losses_of_one_process(
     sizes = ("--d-sae", "48", "--k", "2", "--steps", "9", "--batch-size", "8192", "--passes", "9", "--held-out", "0")
     more = ("--log-every", "1", "--checkpoint-every", "99")
     words = argv(shared_store, "r", tuple(names), *sizes, *more, mode=mode)
-    run_team(warm, words, tmp_path)
+    ended = run_team(warm, [word if word != "plain" else "sparse" for word in words], tmp_path)
+    if mode == "latents":  # which steps are plain, whatever was asked for
+        said = f"--kernels sparse: plain steps for {', '.join(names)}, since latents are spread over ranks"
+        assert [said in one.err for one in ended] == [True, False]
     assert warm.run([word if word != "r" else "solo" for word in words], tmp_path).code == 0
     assert_alike(tmp_path / "r", tmp_path / "solo", names)
     for name in ("topk", "batchtopk"):

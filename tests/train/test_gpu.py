@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.train.saes.test_contract import K, batch_for, new_sae, trained_variants
+from tests.train.test_optim import Weights
 from train.config import Kernels, LearnerConfig
 from train.learner import Learner
+from train.optim import fused_update_
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -58,6 +60,36 @@ def test_a_sparse_step_on_a_gpu_is_the_plain_one(variant: str) -> None:
     plain, sparse = (learner.read_metrics() for learner in learners)
     assert sparse["loss"] == pytest.approx(plain["loss"], rel=1e-3)
     assert sparse["l0"] == pytest.approx(plain["l0"], rel=1e-2) == pytest.approx(K, rel=0.1)
+
+
+@pytest.mark.parametrize("variant", linear)
+def test_an_update_in_one_pass_is_the_plain_one(variant: str) -> None:
+    learners = [learner_on_gpu(variant, "sparse") for _ in range(2)]
+    assert all(learner.fused for learner in learners)
+    learners[1].fused = False
+    for step in range(20):
+        for learner in learners:
+            learner.train_step(batch_for(learner.sae, step).to(torch.device("cuda")), 256)
+    fused, plain = learners
+    rows = fused.sae.W_dec.norm(dim=-1)
+    assert torch.allclose(rows, torch.ones_like(rows), atol=1e-5)
+    assert fused.tensors()["optimizer"].keys() == plain.tensors()["optimizer"].keys()
+    found, expected = fused.read_metrics(), plain.read_metrics()
+    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-3)
+    assert found["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-2)
+
+
+def test_an_update_in_one_pass_waits_for_nothing(waiting_is_an_error: None) -> None:
+    weights = Weights(64, 300)
+    gradients = [[torch.randn_like(parameter) for parameter in weights.all] for _ in range(4)]
+    for number, of_step in enumerate(gradients):
+        for parameter, gradient in zip(weights.all, of_step, strict=True):
+            parameter.grad = gradient
+        weights.optimizer.param_groups[0]["lr"] = 0.01 / (number + 1)
+        fused_update_(weights.optimizer, weights.rows, 1.0)
+        if number == 0:  # the kernels are compiled
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
 
 
 @pytest.mark.parametrize("variant", linear)
