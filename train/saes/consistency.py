@@ -6,13 +6,67 @@ leaves them as they are. sg( ) holds a value constant; a fourth of the weight mo
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from train.saes.forest import MID, TOP, Levels
+from train.schedule import Clock
+
+if TYPE_CHECKING:  # which imports this module
+    from train.saes.tree import Tree
+
+RISES = (0.2, 0.4)  # shares of the run between which the losses come to their weight
 BACK = 0.25  # weight of the gradient that moves the aggregate
 FLOOR = 1e-3  # share of the aggregate's distribution that is spread evenly
 TINY = 1e-30
+
+
+def agreement(sae: Tree, levels: Levels, rows: Float[Tensor, "L D"], clock: Clock) -> dict[str, Float[Tensor, ""]]:
+    """The weighted losses that make a tree of its levels, those that are on; sums over both pairs of levels."""
+    config, codes = sae.config, levels.codes
+    rise = min(max((clock.progress - RISES[0]) / (RISES[1] - RISES[0]), 0.0), 1.0)
+    pairs = {}
+    for level in sae.order[1:] if config.l2 > 0 or config.kl > 0 or config.coverage > 0 else ():
+        linked = sae.forest.sizes[level] if config.orientation == "bottom_up" else sae.forest.n_linked(level)
+        pairs[level] = codes[level][..., :linked], sae.aggregate(codes, level)[..., :linked]
+    parts = {}
+    if config.l2 > 0:
+        parts["l2"] = config.l2 * rise * torch.stack([l2_loss(f, a) for f, a in pairs.values()]).sum()
+    if config.kl > 0:
+        parts["kl"] = config.kl * rise * torch.stack([kl_loss(f, a) for f, a in pairs.values()]).sum()
+    if config.coverage > 0:
+        losses = [coverage_loss(f, a, wanting(sae, levels, level)) for level, (f, a) in pairs.items()]
+        parts["coverage"] = config.coverage * rise * torch.stack(losses).sum()
+    if config.rho > 0:
+        losses = [_family_loss_of(sae, codes, rows, level) for level in (TOP, MID)]
+        parts["family"] = config.rho * rise * torch.stack(losses).sum()
+    return parts
+
+
+def wanting(sae: Tree, levels: Levels, level: int) -> Float[Tensor, "B T A"]:
+    """How far the best of each latent's children (top down: its parent) is from being active, 0 where it is.
+
+    θ − u, over the mean active code of that level.
+    """
+    place = sae.order.index(level) - 1
+    source = sae.order[place]
+    raw, codes = levels.raw[source], levels.codes[source].detach()
+    if sae.config.orientation == "bottom_up":
+        best = sae.forest.families(raw, level).amax(-1)
+    else:
+        best = sae.forest.handed_down(raw, level)[..., : sae.forest.n_linked(level)]
+    unit = codes.sum() / (codes > 0).sum().clamp_min(1)
+    return torch.relu(sae.sparsity.threshold[place].clone() - best) / unit.clamp_min(TINY)
+
+
+def _family_loss_of(sae: Tree, codes: list[Tensor], rows: Tensor, level: int) -> Float[Tensor, ""]:
+    forest = sae.forest
+    shares = forest.families(sae.shares(codes, level + 1), level)
+    child_rows = forest.families(rows[forest.spans[level + 1]].t(), level).permute(1, 2, 0)
+    return family_loss(codes[level], shares, rows[forest.spans[level]], child_rows)
 
 
 def l2_loss(f: Float[Tensor, "B T A"], a: Float[Tensor, "B T A"]) -> Float[Tensor, ""]:
@@ -38,6 +92,18 @@ def kl_loss(f: Float[Tensor, "B T A"], a: Float[Tensor, "B T A"]) -> Float[Tenso
     forward = q * (log_q - log_aggregate.detach())
     backward = q.detach() * (log_q.detach() - log_aggregate)
     return ((forward + BACK * backward) * counted).sum() / counted.sum().clamp_min(1)
+
+
+def coverage_loss(
+    f: Float[Tensor, "B T A"], a: Float[Tensor, "B T A"], short: Float[Tensor, "B T A"]
+) -> Float[Tensor, ""]:
+    """Σ f·1[a = 0] / Σ f + ¼·Σ sg(f·1[a = 0])·short / sg Σ f: the share of f whose aggregate is silent.
+
+    What is silent has no gradient, so the quarter goes to what is `short` of it: how far the nearest of the aggregate's
+    latents is from being active, ≥ 0, without dimension.
+    """
+    alone, total = f * (a == 0), f.sum().clamp_min(TINY)
+    return alone.sum() / total + BACK * (alone.detach() * short).sum() / total.detach()
 
 
 def family_loss(

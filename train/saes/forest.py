@@ -15,6 +15,21 @@ LEAST = {"halves": 4, "fanout": 21}  # latents
 
 
 @dataclass(frozen=True)
+class Levels:
+    """What the encoder gives, each a list [top, mid, leaf] of [B, T, latents of the level].
+
+    Attributes:
+        raw: pre-activations.
+        u: the same rectified, 0 at invalid positions.
+        codes: those of them that are kept.
+    """
+
+    raw: list[Tensor]
+    u: list[Tensor]
+    codes: list[Tensor]
+
+
+@dataclass(frozen=True)
 class Forest:
     """Trees over `n` latents that lie top, mid, leaf; children of one parent lie together, in the parents' order.
 

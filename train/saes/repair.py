@@ -58,7 +58,7 @@ def reset_dead_leaves(sae: Tree, batches: Batches, clock: Clock) -> dict[str, Te
 def left_over(sae: Tree, batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
     """Batch by batch: x − x̂ of valid tokens, and which middle latents or children of theirs are active."""
     for batch in batches():
-        codes = sae.encoded(batch, None)[1]
+        codes = sae.encoded(batch, None).codes
         error = batch.x - sae.reconstruct(torch.cat(codes, dim=-1), batch)
         family = (codes[MID] > 0) | (sae.forest.gathered(codes[LEAF], MID) > 0)
         yield error[batch.valid].float(), family[batch.valid]

@@ -4,11 +4,11 @@ Levels top, mid and leaf; ch(p) are the children of p; w, v, κ > 0 through soft
 
     u_leaf = h W + b      u_p = h W + b + κ_p a_p,  a_p = Σ_{c ∈ ch(p)} w_c f_c              h = x − b_dec
     f = BatchTopK per level of ReLU(u), k · (4, 2, 1) / 7 from leaf to top     x̂_P = b_dec + Σ_{i in levels P} f_i d_i
-    L = Σ_P ω_P ⟨‖x − x̂_P‖²⟩ + r(t) (λ_2 L2 + λ_KL KL) + α·AuxK                      P: top, top + mid, all
+    L = Σ_P ω_P ⟨‖x − x̂_P‖²⟩ + r(t) (λ_2 L2 + λ_KL KL + λ_c C) + α·AuxK              P: top, top + mid, all
 
 Top down the order is turned: roots are encoded first and are cheap, a_c = w_c f_parent(c), k · (4, 2, 1) / 7 from top
-to leaf. L2 and KL ask each level's codes f to agree with their aggregate a, over active latents only (`consistency`);
-r(t) rises from 0 to 1 between 20 % and 40 % of the run.
+to leaf. L2, KL and C ask each level's codes f to agree with their aggregate a, over active latents alone
+(`consistency`); r(t) rises from 0 to 1 between 20 % and 40 % of the run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from torch.nn.functional import softplus
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.consistency import family_loss, kl_loss, l2_loss
-from train.saes.forest import LEAF, LEAST, MID, TOP, Forest
+from train.saes.consistency import agreement
+from train.saes.forest import LEAF, LEAST, MID, TOP, Forest, Levels
 from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.repair import repair_landmarks, reset_dead_leaves
 from train.saes.sparsity import Mode, Sparsity, check_led
@@ -55,6 +55,9 @@ class TreeConfig(KeptConfig):
     sum_init: bool = Field(True, description="Parents' rows start as the sum of their children's, 10 % noise added.")
     l2: float = Field(0.02, ge=0, description="λ_2, the weight of amounts that agree.")
     kl: float = Field(0.005, ge=0, description="λ_KL, the weight of distributions that agree.")
+    coverage: float = Field(
+        0.0, ge=0, description="λ_c, the weight of parents being silent where their aggregate is; may stand for kl."
+    )
     rho: float = Field(0.0, ge=0, description="Weight of the decoder constraint f_p d_p = Σ v_c f_c d_c.")
     swap: float = Field(0.0, ge=0, le=1, description="Chance that Σ v_c f_c d_c stands for f_p d_p in training.")
     repair: bool = Field(True, description="Reset dead leaves to what is left over where their family is active.")
@@ -178,14 +181,15 @@ class Tree(SAE):
 
     # ---- codes ---------------------------------------------------------------------------------------------
 
-    def encoded(self, batch: Batch, clock: Clock | None) -> tuple[list[Tensor], list[Tensor]]:
-        """Rectified pre-activations and codes [top, mid, leaf]; `clock` None: inference."""
+    def encoded(self, batch: Batch, clock: Clock | None) -> Levels:
+        """Level by level; `clock` None: inference."""
         direct = pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec)
-        u, codes = [direct] * 3, [direct] * 3  # every entry is replaced below
+        raw, u, codes = [direct] * 3, [direct] * 3, [direct] * 3  # every entry is replaced below
         for place, level in enumerate(self.order):
             values = direct[..., self.forest.spans[level]]
             if place > 0:
                 values = self._with_aggregate(values, codes, level)
+            raw[level] = values
             u[level] = masked(torch.relu(values), batch.valid, batch.n_valid)
             codes[level] = self.sparsity.active(u[level], place, batch.n_valid, clock)
         ordered = [[values[level] for level in self.order] for values in (u, codes)]
@@ -193,7 +197,7 @@ class Tree(SAE):
             self.order, self.sparsity.settle(ordered[0], ordered[1], batch.n_valid, clock), strict=True
         ):
             codes[level] = values
-        return u, codes
+        return Levels(raw, u, codes)
 
     def _with_aggregate(self, values: Tensor, codes: list[Tensor], level: int) -> Tensor:
         span = self.forest.spans[level]
@@ -211,7 +215,7 @@ class Tree(SAE):
         return values.masked_fill(closed, 0.0)
 
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return torch.cat(self.encoded(batch, None)[1], dim=-1)
+        return torch.cat(self.encoded(batch, None).codes, dim=-1)
 
     def as_affine(self) -> AffineForm | None:
         if self.kappa is not None or self.config.gate == "hard":
@@ -225,16 +229,16 @@ class Tree(SAE):
     # ---- the loss ------------------------------------------------------------------------------------------
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        u, codes = self.encoded(batch, clock)
-        latents, rows = torch.cat(codes, dim=-1), self.rows()
-        written = self._swapped(codes, clock) if self.config.swap > 0 else latents
+        levels, rows = self.encoded(batch, clock), self.rows()
+        latents = torch.cat(levels.codes, dim=-1)
+        written = self._swapped(levels.codes, clock) if self.config.swap > 0 else latents
         loss, reconstruction = self._nested(batch, written, rows)
         dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, torch.cat(u, dim=-1), dead, rows, batch.valid)
+        aux = aux_k_loss(batch.x - reconstruction, torch.cat(levels.u, dim=-1), dead, rows, batch.valid)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
-        parts |= self._agreement(codes, rows, clock)
-        parts |= self.sparsity.penalty([codes[level] for level in self.order], batch.n_valid, clock)
+        parts |= agreement(self, levels, rows, clock)
+        parts |= self.sparsity.penalty([levels.codes[level] for level in self.order], batch.n_valid, clock)
         return Output(parts, latents, reconstruction, {"dead": dead.float().mean()} | self.sparsity.logged())
 
     def _nested(self, batch: Batch, written: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,7 +253,8 @@ class Tree(SAE):
             losses.append(weight / sum(nesting) * loss)
         return torch.stack(losses).sum(), whole
 
-    def _shares(self, codes: list[Tensor], level: int) -> Float[Tensor, "B T C"]:
+    def shares(self, codes: list[Tensor], level: int) -> Float[Tensor, "B T C"]:
+        """v_c f_c of a level's latents."""
         assert self.down is not None
         return softplus(self.down[self.forest.spans[level]]) * codes[level]
 
@@ -261,31 +266,9 @@ class Tree(SAE):
             draws = torch.rand(codes[level].shape, generator=generator, device=codes[level].device)
             drawn = ((draws < self.config.swap) & (codes[level] > 0)).to(codes[level].dtype)
             written[level] = written[level] - codes[level] * drawn
-            given = self._shares(codes, level + 1) * self.forest.handed_down(drawn, level + 1)
+            given = self.shares(codes, level + 1) * self.forest.handed_down(drawn, level + 1)
             written[level + 1] = written[level + 1] + given
         return torch.cat(written, dim=-1)
-
-    def _agreement(self, codes: list[Tensor], rows: Tensor, clock: Clock) -> dict[str, Float[Tensor, ""]]:
-        config, parts = self.config, {}
-        rise = min(max((clock.progress - 0.2) / 0.2, 0.0), 1.0)
-        pairs = []
-        for level in self.order[1:] if config.l2 > 0 or config.kl > 0 else ():
-            linked = self.forest.sizes[level] if config.orientation == "bottom_up" else self.forest.n_linked(level)
-            pairs.append((codes[level][..., :linked], self.aggregate(codes, level)[..., :linked]))
-        if config.l2 > 0:
-            parts["l2"] = config.l2 * rise * torch.stack([l2_loss(f, a) for f, a in pairs]).sum()
-        if config.kl > 0:
-            parts["kl"] = config.kl * rise * torch.stack([kl_loss(f, a) for f, a in pairs]).sum()
-        if config.rho > 0:
-            losses = [self._family_loss(codes, rows, level) for level in (TOP, MID)]
-            parts["family"] = config.rho * rise * torch.stack(losses).sum()
-        return parts
-
-    def _family_loss(self, codes: list[Tensor], rows: Tensor, level: int) -> Float[Tensor, ""]:
-        forest = self.forest
-        shares = forest.families(self._shares(codes, level + 1), level)
-        child_rows = forest.families(rows[forest.spans[level + 1]].t(), level).permute(1, 2, 0)
-        return family_loss(codes[level], shares, rows[forest.spans[level]], child_rows)
 
     # ---- in the middle and at the end ------------------------------------------------------------------------
 
@@ -300,7 +283,7 @@ class Tree(SAE):
     def calibrate(self, batches: Batches) -> dict[str, float]:
         def rectified() -> Iterator[list[Tensor]]:
             for batch in batches():
-                u = self.encoded(batch, None)[0]
+                u = self.encoded(batch, None).u
                 yield [u[level][batch.valid] for level in self.order]
 
         return self.sparsity.calibrate(rectified)

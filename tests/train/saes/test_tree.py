@@ -152,9 +152,10 @@ def test_without_the_decoder_skip_rows_follow_the_leaves() -> None:
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (20, 0.0), (30, 0.5), (40, 1.0), (99, 1.0)])
 def test_consistency_rises_between_a_fifth_and_two_fifths(step: int, share: float) -> None:
     x = Batch.of(tokens())
-    full = tree(rho=0.01).training_pass(x, Clock(60, 100, 64)).parts
-    parts = tree(rho=0.01).training_pass(x, Clock(step, 100, 64)).parts
-    for name in ("l2", "kl", "family"):
+    options = {"k": 2, "rho": 0.01, "coverage": 0.03}  # few enough for some parents to be alone
+    full = tree(16, **options).training_pass(x, Clock(60, 100, 64)).parts
+    parts = tree(16, **options).training_pass(x, Clock(step, 100, 64)).parts
+    for name in ("l2", "kl", "family", "coverage"):
         assert full[name].item() > 0
         assert parts[name].item() == pytest.approx(share * full[name].item(), rel=1e-4)
 
@@ -169,6 +170,21 @@ def test_nested_losses_are_those_of_the_prefixes() -> None:
     expected = (losses[0] + 2 * losses[1] + 5 * losses[2]) / 8
     assert output.parts["reconstruction"].item() == pytest.approx(expected, rel=1e-5)
     assert losses[0] != losses[1]
+
+
+def test_following_coverage_alone_gives_parents_children_that_fire_with_them() -> None:
+    sae, batch = tree(40, 3, coverage=1.0), Batch.of(tokens(200))
+    optimizer = torch.optim.Adam([sae.W_enc, sae.b_enc], lr=0.01)
+    shares = []
+    for _ in range(15):
+        output = sae.training_pass(batch, MIDDLE)
+        mid, leaf = ((output.latents[..., sae.forest.spans[level]] > 0).float() for level in (MID, LEAF))
+        shares.append(float((mid * (sae.forest.gathered(leaf, MID) > 0)).sum() / mid.sum()))
+        optimizer.zero_grad()
+        output.parts["coverage"].backward()
+        optimizer.step()
+    assert shares[0] < 0.9
+    assert shares[-1] > 0.97
 
 
 def test_a_certain_swap_leaves_everything_to_the_leaves() -> None:
@@ -231,7 +247,7 @@ def test_a_run_with_repairs_and_swaps_resumes_to_the_bit() -> None:
                 run.revise(lambda: [Batch.of(tokens(seed=99))], 64)
             run.train_step(Batch.of(tokens(seed=step)), 64)
 
-    straight, stopped, resumed = (learner(tree(40, 6, swap=0.2, rho=0.01), 20) for _ in range(3))
+    straight, stopped, resumed = (learner(tree(40, 4, swap=0.2, rho=0.01, coverage=0.03), 20) for _ in range(3))
     stepped(straight, range(20))
     stepped(stopped, range(6))
     resumed.restore(stopped.tensors(), stopped.facts())
