@@ -64,13 +64,16 @@ def make_folder(path: Path) -> None:
         sync_folder(folder.parent)
 
 
-def write_file(path: Path, data: bytes | memoryview) -> None:
+def write_file(path: Path, data: bytes | memoryview, by: str = "") -> None:
     """Put `data` at `path`, durably and all at once; a reader sees the old file or the new one.
+
+    Args:
+        by: as of `write_aside`.
 
     Raises:
         StoreError: the disk is full (or a quota reached); the file aside is removed again.
     """
-    aside = write_aside(path, data)
+    aside = write_aside(path, data, by)
     try:
         put_in_place(aside, path)
     except OSError as error:

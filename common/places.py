@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Annotated, Any, final
 
@@ -24,14 +25,16 @@ def mirrors() -> Path:
 
 
 def local_path(location: str | Path) -> Path:
-    """`s3://bucket/x.zarr` as the path of its mirror; paths as they are."""
+    """`s3://bucket/x.zarr` as the path of its mirror; of a folder, which `file://` may say too, the path itself."""
     scheme, mark, rest = str(location).partition("://")
-    return mirrors() / scheme / rest.strip("/") if mark else Path(location).expanduser()
+    if mark and scheme != "file":
+        return mirrors() / scheme / rest.strip("/")
+    return Path(rest if mark else location).expanduser()
 
 
 def path_of_text(value: Any) -> Any:
-    """For settings: text that may be a URL as a path, anything else as it is."""
-    return local_path(value) if isinstance(value, str) and "://" in value else value
+    """For settings: text, which may be a URL, as a path; anything else as it is."""
+    return local_path(value) if isinstance(value, str) else value
 
 
 Location = Annotated[Path, BeforeValidator(path_of_text)]
@@ -161,7 +164,10 @@ class Bucket:
 
     def publish(self, aside: str, name: str) -> None:
         if self.sizes is not None and name not in self.sizes:  # another process wrote it
-            self.sizes[name] = int(self.fs.size(f"{self.root}/{name}"))
+            try:
+                self.sizes[name] = int(self.fs.size(f"{self.root}/{name}"))
+            except Exception as error:
+                raise self.error(name, error) from None
         self.checked.discard(name)
 
     def discard(self, aside: str) -> None:
@@ -176,7 +182,7 @@ class Bucket:
             data = self.read(name)
             if data is None:
                 raise StoreError(f"{self.url}/{name}: no such object. Run: harvest verify {self.url} --repair")
-            write_file(file, data)
+            write_file(file, data, by=f".{uuid.uuid4().hex[:8]}")  # the ranks of a run fetch it at once
         self.checked.add(name)
         return file
 

@@ -9,11 +9,13 @@ import fsspec
 import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
+from pydantic import TypeAdapter
 
 from common.checks import problems
 from common.errors import ConfigError, StoreError
+from common.files import ASIDE, crc32c
 from common.layout import acts_array
-from common.places import Bucket, local_path, mirrors, url_of
+from common.places import Bucket, Location, local_path, mirrors, url_of
 from common.store import Store
 from harvest.check import recompute
 from tests.conftest import HOOK
@@ -55,6 +57,29 @@ def test_mirror_path_tells_the_url(mirror_folder: Path) -> None:
     assert url_of(path) == "s3://grain/a/x.zarr"
     assert url_of(Path("cache/x.zarr")) is None
     assert local_path("cache/x.zarr") == Path("cache/x.zarr")
+
+
+def test_folder_may_be_said_with_a_tilde_and_as_a_file_url(tmp_path: Path) -> None:
+    assert local_path(f"file://{tmp_path}/x.zarr") == tmp_path / "x.zarr"
+    assert TypeAdapter(Location).validate_python("~/x.zarr") == Path.home() / "x.zarr"
+    assert TypeAdapter(Location).validate_python("file:///x.zarr") == Path("/x.zarr")
+
+
+def test_chunk_that_another_process_is_fetching_is_fetched_beside_it(tmp_path: Path) -> None:
+    held = Bucket(tmp_path / "mirror", "memory://beside/x.zarr")
+    held.write("acts/c/0", b"whole")
+    theirs = tmp_path / "mirror" / "acts" / "c" / ("0" + ASIDE)
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"half of")
+    assert held.local("acts/c/0", crc32c(b"whole")).read_bytes() == b"whole"
+    assert theirs.read_bytes() == b"half of"
+
+
+def test_chunk_that_a_worker_said_it_wrote_and_is_not_there_is_one_line(tmp_path: Path) -> None:
+    held = Bucket(tmp_path / "mirror", "memory://lost/x.zarr")
+    assert held.size("acts/c/0") is None
+    with pytest.raises(StoreError, match=r"^memory://lost/x\.zarr/acts/c/0: FileNotFoundError: "):
+        held.publish("acts/c/0", "acts/c/0")
 
 
 def test_bucket_of_an_unknown_kind_is_a_clear_error() -> None:
