@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import sysconfig
 from collections.abc import Iterator
@@ -166,7 +167,7 @@ class LocalCorpus:
         except OSError as error:
             raise ConfigError(f"--corpus {error.filename}: cannot be read ({error.strerror}).") from None
         return {
-            "name": self.path.name,
+            "name": os.path.basename(os.path.abspath(self.path)),  # of `.`, too
             "content": fingerprint(files),
             "column": self.options.column,
             "separator": self.options.separator,
@@ -204,7 +205,7 @@ class LocalCorpus:
                     raise DataError(
                         f"{file} line {number}: no text under '{self.options.column}'. Say which with --column."
                     )
-                yield row[self.options.column]
+                yield writable(row[self.options.column])
 
     def _read_parquet(self, file: Path) -> Iterator[str]:
         from pyarrow import ArrowException
@@ -225,6 +226,11 @@ class LocalCorpus:
                     f"{file}: column '{self.options.column}' holds {texts.type}, not text. Say which with --column."
                 )
             yield from (text for text in texts.to_pylist() if text)
+
+
+def writable(text: str) -> str:
+    """Half a surrogate pair, which JSON can spell and UTF-8 cannot, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @dataclass(frozen=True)

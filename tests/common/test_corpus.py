@@ -109,6 +109,19 @@ def test_corpus_jsonl_with_bytes_that_are_no_utf8_is_read_as_text_files_are(tmp_
     assert documents(tmp_path / "x.jsonl") == ["caf\N{REPLACEMENT CHARACTER}"]
 
 
+def test_corpus_jsonl_with_half_a_surrogate_pair_is_text_that_can_be_encoded(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text(r'{"text": "a\ud800b\ud83d\ude00c\udc00"}' + "\n")
+    assert documents(tmp_path / "x.jsonl") == ["a\ufffdb\U0001f600c\ufffd"]
+
+
+def test_corpus_of_the_folder_one_is_in_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = open_corpus(CorpusOptions(name=str(folder))).identity()
+    monkeypatch.chdir(folder)
+    assert open_corpus(CorpusOptions(name=".")).identity() == expected
+    monkeypatch.chdir("deep")
+    assert open_corpus(CorpusOptions(name="..")).identity() == expected
+
+
 def test_corpus_parquet_without_the_column_names_the_nearest(tmp_path: Path) -> None:
     pq.write_table(pa.table({"texts": ["a"]}), tmp_path / "x.parquet")
     with pytest.raises(DataError, match=r"no column 'text'\. Say which with --column\. Did you mean 'texts'\?"):
