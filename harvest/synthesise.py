@@ -47,8 +47,10 @@ def synthesise(config: ToyConfig, stop: Stop) -> Outcome:
     if path.is_file():
         raise StoreError(f"{path}: a file, not a store. Choose another --out.")
     existing = Store.open(path) if (path / "zarr.json").exists() else None
-    identity, n_sequences = identity_of(config, toy, existing), sequences_to_hold(config, existing)
-    refuse_full_disk(path, stored_bytes(n_sequences, identity, [D_MODEL]))
+    identity = identity_of(config, toy, existing)
+    if existing is not None:
+        refuse_other_identity(existing, identity)
+    refuse_full_disk(path, stored_bytes(sequences_to_hold(config, existing), identity, [D_MODEL]))
     with exclusive(path, "store"):
         store = prepare(config, toy)
         write_truth(path, toy.truth)

@@ -208,3 +208,8 @@ def test_the_command_makes_a_store(warm: WarmServer, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     record = json.loads(ended.out)
     assert (record["path"], record["tokens"], record["hooks"]) == ("cache/toy-h.zarr", 2048, [HOOK])
+
+
+def test_toy_never_takes_a_store_of_activations_for_its_own(shared_store: Path) -> None:
+    with pytest.raises(StoreError, match=r"another one \(stored → asked\): .*model\.toy: None → toy-m"):
+        made(shared_store)
