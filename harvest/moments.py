@@ -38,7 +38,8 @@ class PartialSums:
         finite = torch.isfinite(norms)
         self.bad_rows.append(~finite.all(dim=-1))
         if values.device.type != "cpu" or not bool(finite.all()):  # asking a GPU would make the model wait
-            self.bad += (~torch.isfinite(values)).sum()
+            met = (~torch.isfinite(values)).sum(-1).clamp_min_(1)  # one at least: a norm overflows before its values do
+            self.bad += torch.where(finite, 0, met).sum()
             values = torch.where(finite[..., None], values, 0.0)
             stored = values.to(stored.dtype)
         counted = trainable & finite

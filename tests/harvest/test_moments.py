@@ -48,6 +48,16 @@ def test_partial_sums_leave_positions_that_are_not_finite_out() -> None:
     assert facts == {"count": 4, "max_abs": 1.0, "nonfinite": 3, "first_nonfinite_sequence": 1}
 
 
+def test_partial_sums_count_a_norm_that_overflows_before_its_values_do() -> None:
+    stored = torch.ones(2, 1, 4)
+    stored[1] = 1e20  # squared: over what float32 holds
+    sums = PartialSums(4, CPU)
+    _, norms = sums.add(stored, torch.ones(2, 1, dtype=torch.bool))
+    assert norms.isnan().tolist() == [[False], [True]]
+    facts = sums.result()[1]
+    assert (facts["count"], facts["nonfinite"], facts["first_nonfinite_sequence"]) == (1, 1, 1)
+
+
 def test_partial_sums_first_bad_sequence_counts_over_batches() -> None:
     sums = PartialSums(1, CPU)
     keep = torch.ones(2, 1, dtype=torch.bool)
