@@ -42,7 +42,11 @@ def recompute(store: Store) -> Iterator[Problem]:
             if not wrong:
                 chunks.append(chunk)
         if chunks:
-            found = figures_of(store, hook, chunks)
+            try:
+                found = figures_of(store, hook, chunks)
+            except RuntimeError as error:  # of numcodecs
+                yield Problem(acts_array(hook), None, f"it cannot be read ({error})")
+                continue
             yield from compare_chunks(store, hook, chunks, found)
             yield from compare_merged(store, hook, chunks, found)
 

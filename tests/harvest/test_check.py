@@ -78,6 +78,13 @@ def test_recompute_sees_a_wrong_summary_and_a_short_file(copy: Store) -> None:
     assert wrong(Store.open(copy.path)) == [(acts_array(HOOK), 2)]
 
 
+def test_recompute_names_a_hook_that_cannot_be_decompressed(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "x.zarr", compression="zstd")
+    file = store.chunk_path(acts_array("a"), 1)
+    file.write_bytes(b"x" * file.stat().st_size)
+    assert next(str(problem) for problem in recompute(store)).startswith("acts/a: it cannot be read (")
+
+
 def test_recompute_sees_norms_that_were_made_up(tmp_path: Path) -> None:
     store, _ = filled(tmp_path / "x.zarr", dtype="float32")  # random norms, and special tokens counted as text
     assert {(norms_array("a"), chunk) for chunk in range(3)} <= set(wrong(store))
