@@ -22,6 +22,7 @@ from common.console import format_bytes, format_seconds
 from common.device import resolve_device
 from common.errors import DataError
 from common.files import exclusive
+from common.places import url_of
 from common.stopping import Stop
 from common.store import Store
 from harvest.cluster import local, remote
@@ -81,7 +82,7 @@ def tokenised(plan: Plan, stop: Stop) -> tuple[Store, float]:
     """The store with all its tokens, and how long that took in seconds.
 
     Raises:
-        DataError: too few tokens; the store is as it was, or gone if it was new.
+        DataError: too few tokens. A store is as long as it was; a new one keeps what there was, or is gone if nothing.
     """
     before = Store.open(plan.path).header if Store.exists(plan.path) else None
     store = prepare_store(plan)
@@ -118,7 +119,7 @@ def dry_run(config: HarvestConfig) -> dict[str, Any]:
     """What a harvest would take, with the model's speed measured on one batch; nothing is written.
 
     Raises:
-        ConfigError: over --max-bytes.
+        ConfigError: over --max-bytes, or a chunk over the memory.
         StoreError: it would not fit on the disk.
     """
     plan = make_plan(config)
@@ -133,12 +134,12 @@ def dry_run(config: HarvestConfig) -> dict[str, Any]:
     rate = batch * config.context / (time.monotonic() - started)
     total = plan.n_sequences * config.context
     return {
-        "path": str(plan.path),
+        "path": url_of(plan.path) or str(plan.path),
         "hooks": plan.widths,
         "sequences": plan.n_sequences,
         "tokens": total,
         "bytes": plan.total_bytes,
-        "free_bytes": free_bytes(plan.path),
+        "free_bytes": None if url_of(plan.path) else free_bytes(plan.path),
         "chunks": -(-plan.n_sequences // plan.identity["chunk_sequences"]),
         "tokens_per_s": round(rate, 1),
         "seconds": round(total / rate, 1),
@@ -147,12 +148,13 @@ def dry_run(config: HarvestConfig) -> dict[str, Any]:
 
 def describe_dry_run(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """The dry run as rows for a table."""
+    free = "" if facts["free_bytes"] is None else f" ({format_bytes(facts['free_bytes'])} free)"
     return [
         ("store", facts["path"]),
         ("hooks", ", ".join(f"{hook} [{width}]" for hook, width in facts["hooks"].items())),
         ("sequences", f"{facts['sequences']:,} in {facts['chunks']:,} chunks"),
         ("tokens", f"{facts['tokens']:,}"),
-        ("size", f"{format_bytes(facts['bytes'])} ({format_bytes(facts['free_bytes'])} free)"),
+        ("size", f"{format_bytes(facts['bytes'])}{free}"),
         ("speed, one batch", f"{facts['tokens_per_s']:,.0f} tokens/s"),
         ("time", f"about {format_seconds(facts['seconds'])}"),
     ]

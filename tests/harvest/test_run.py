@@ -14,8 +14,9 @@ from common.checks import problems
 from common.corpus import open_corpus
 from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array
 from common.models import find_model, load_model
+from common.places import local_path
 from common.store import Store
-from harvest.run import Outcome
+from harvest.run import Outcome, describe_dry_run, dry_run
 from tests.conftest import HOOK
 from tests.harvest.conftest import go, small
 from tests.stores import array_files, metadata_files, unequal
@@ -191,3 +192,10 @@ def test_layer_is_the_hidden_state_after_it_and_the_last_one_comes_before_the_fi
     assert not torch.allclose(last, states[3], atol=0.1)
     with torch.inference_mode():
         assert torch.allclose(model.final_layer_norm(last), states[3], atol=1e-4)
+
+
+def test_dry_run_of_a_url_names_it_and_no_disk(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
+    facts = dry_run(small(tiny_model, texts, local_path("memory://grain/x.zarr")))
+    assert (facts["path"], facts["free_bytes"]) == ("memory://grain/x.zarr", None)
+    rows = dict(describe_dry_run(facts))
+    assert (rows["store"], rows["size"]) == ("memory://grain/x.zarr", "90.1 kB")
