@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from common.files import ASIDE, fingerprint
 from common.layout import DOCUMENTS, TOKENS
 from common.places import place_at, url_of
 from common.store import Store
-from harvest.plan import Plan, dry_error, refuse_other_identity
+from harvest.plan import Plan, dry_error, refuse_other_identity, stored_bytes
 
 BUILT_IN = ("demo", "stdlib", "bytes")
 # of `HarvestConfig`: kept elsewhere in the header, or nothing that a repair needs
@@ -21,15 +22,21 @@ NO_SETTINGS = {"layer", "hook", "tokens", "out", "batch_size", "workers", "dask"
 
 
 def check_room(plan: Plan) -> None:
-    """Refuse a store over `--max-bytes`, or one that cannot fit on the disk.
+    """Refuse a store over `--max-bytes`, chunks over the memory, or what cannot fit on the disk.
 
     Raises:
-        ConfigError: over --max-bytes.
+        ConfigError: over --max-bytes, or a chunk over the memory of this machine.
         StoreError: more bytes to write than there is room.
     """
     size, limit = plan.total_bytes, plan.config.max_bytes
     if limit is not None and size > limit:
         raise ConfigError(f"--max-bytes {limit:,}: this store takes {size:,}. Ask for fewer --tokens or hooks.")
+    chunk, memory = stored_bytes(1, plan.identity, plan.widths.values()), machine_bytes()
+    if chunk > memory:
+        raise ConfigError(
+            f"--chunk-sequences {plan.identity['chunk_sequences']:,}: a chunk takes {chunk:,} bytes, this machine has "
+            f"{memory:,}. Ask for smaller chunks."
+        )
     if plan.identity["compression"] is None and url_of(plan.path) is None:
         refuse_full_disk(plan.path, size)
 
@@ -40,13 +47,19 @@ def refuse_full_disk(path: Path, size: int) -> None:
     Raises:
         StoreError: more bytes to write than there is room.
     """
-    there = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.exists() else 0
+    entries = Store.open(path).journal.entries.values() if Store.exists(path) else ()
+    there = sum(entry.size_bytes for entry in entries)
     free = free_bytes(path)
     if size - there > free:
         raise StoreError(
             f"{path}: {size - there:,} bytes to write, {free:,} free on the disk. "
             "Ask for fewer --tokens, or put the store elsewhere with --out."
         )
+
+
+def machine_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def free_bytes(path: Path) -> int:
@@ -69,7 +82,7 @@ def prepare_store(plan: Plan) -> Store:
         store = Store.open(plan.path)
     refuse_other_identity(store, plan.identity)
     for leftover in store.leftovers():
-        leftover.unlink()
+        leftover.unlink(missing_ok=True)  # a worker that outlived its harvest may take one back
     header = store.header | {"n_sequences": sequences_to_hold(plan, store)}
     header["hooks"] = header["hooks"] | {
         hook: hook_header(store, plan, hook) for hook in plan.widths if hook not in header["hooks"]
@@ -98,7 +111,7 @@ def sequences_to_hold(plan: Plan, store: Store) -> int:
     Raises:
         DataError: the corpus is known to have fewer tokens than asked for, without --allow-fewer.
     """
-    tokenised = len(store.committed(TOKENS))
+    tokenised = max(store.committed(TOKENS), default=-1) + 1
     if plan.n_sequences > store.n_sequences and store.header["corpus_dry"] and not plan.config.allow_fewer:
         raise dry_error(plan, store.n_sequences * store.context)
     if plan.n_sequences > store.n_sequences and not store.header["corpus_dry"]:

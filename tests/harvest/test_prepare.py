@@ -34,6 +34,30 @@ def test_harvest_without_room_is_refused_before_it_begins(
     assert not (tmp_path / "x.zarr").exists()
 
 
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+def test_harvest_of_chunks_that_memory_cannot_hold_is_refused(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compression: str
+) -> None:
+    chunk = 16 * 32 * (8 + 4 + 32)
+    monkeypatch.setattr(prepare, "machine_bytes", lambda: chunk - 1)
+    pattern = rf"--chunk-sequences 16: a chunk takes {chunk:,} bytes, this machine has {chunk - 1:,}\."
+    with pytest.raises(ConfigError, match=pattern):
+        go(small(tiny_model, texts, tmp_path / "x.zarr", compression=compression))
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_room_counts_what_is_committed_and_no_file_that_may_go(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished, tmp_path / "x.zarr")
+    (tmp_path / "x.zarr" / "tokens" / "c" / "0" / "0.aside").write_bytes(bytes(100_000))
+    held = sum(entry.size_bytes for entry in Store.open(finished).journal.entries.values())
+    monkeypatch.setattr(prepare, "free_bytes", lambda path: 50_000)
+    prepare.refuse_full_disk(tmp_path / "x.zarr", held + 50_000)
+    with pytest.raises(StoreError, match="50,001 bytes to write, 50,000 free"):
+        prepare.refuse_full_disk(tmp_path / "x.zarr", held + 50_001)
+
+
 def test_harvest_of_another_hook_counts_the_hooks_that_are_there(
     finished: Path, tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -61,6 +85,9 @@ def test_harvest_with_fewer_tokens_leaves_the_store_as_it_is(
     finished: Path, tiny_model: Path, texts: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(finished, tmp_path / "x.zarr")
+    assert go(small(tiny_model, texts, tmp_path / "x.zarr", tokens=320)).tokens == 1600
+    assert unequal(finished, tmp_path / "x.zarr") == []
+    Store.open(tmp_path / "x.zarr").journal.rewrite(drop=[("tokens", 1)])  # its line was damaged
     assert go(small(tiny_model, texts, tmp_path / "x.zarr", tokens=320)).tokens == 1600
     assert unequal(finished, tmp_path / "x.zarr") == []
 
