@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.arrays import decode_chunk
-from common.errors import GranaryError
-from common.files import crc32c
+from common.errors import GranaryError, StoreError
+from common.files import crc32c, parse_json
 from common.journal import Entry
-from common.layout import TOKENS, summary_array
+from common.layout import TOKENS, metadata_files, summary_array
 from common.store import Store
 
 
@@ -30,10 +30,11 @@ class Problem:
 
 
 def problems(store: Store, before_each: Callable[[], None] = lambda: None) -> Iterator[Problem]:
-    """Everything wrong: journal lines, missing, short and altered chunks, non-finite values, token ranges, summaries.
+    """Everything wrong: metadata, journal, missing, short and altered chunks, non-finite values, tokens, summaries.
 
     Chunks that are simply not harvested yet are no problem. `before_each` is called before every chunk.
     """
+    yield from check_metadata(store)
     for number in store.journal.damaged_lines:
         yield Problem("journal.jsonl", None, f"line {number} does not match its checksum")
     if store.journal.torn_bytes:
@@ -51,6 +52,19 @@ def problems(store: Store, before_each: Callable[[], None] = lambda: None) -> It
     for hook in store.hooks:
         before_each()
         yield from check_summary(store, hook)
+
+
+def check_metadata(store: Store) -> Iterator[Problem]:
+    """The `zarr.json` files that do not say what the header does."""
+    for name, expected in metadata_files(store.header).items():
+        data = store.place.read(name)
+        try:
+            if data is None:
+                yield Problem(name, None, "the file is missing")
+            elif parse_json(data, store.path / name) != expected:
+                yield Problem(name, None, "it is not what the header says")
+        except StoreError:
+            yield Problem(name, None, "not valid JSON")
 
 
 def check_content(store: Store, entry: Entry) -> str | None:

@@ -29,9 +29,8 @@ from common.layout import (
     TOKENS,
     acts_array,
     chunk_arrays,
-    nodes,
+    metadata_files,
     partial_array,
-    root,
     summary_array,
     token_scales_array,
 )
@@ -79,21 +78,23 @@ class Store(Described):
         """Open an existing store.
 
         Raises:
-            StoreError: nothing there, not a Granary store, or one of a newer format.
+            StoreError: nothing there, not a Granary store, one of a newer format, or with an identity that was changed.
         """
         path = local_path(path)
-        data = place_at(path).read("zarr.json")
+        name, data = url_of(path) or path, place_at(path).read("zarr.json")
         if data is None:
-            raise StoreError(f"{url_of(path) or path}: no store here. 'harvest list' shows the stores there are.")
+            raise StoreError(f"{name}: no store here. 'harvest list' shows the stores there are.")
         metadata = parse_json(data, path / "zarr.json")
         attributes = metadata.get("attributes") if isinstance(metadata, dict) else None
         header = attributes.get(HEADER) if isinstance(attributes, dict) else None
         if not isinstance(header, dict):
-            raise StoreError(f"{path}: a zarr group, but not one that harvest wrote.")
+            raise StoreError(f"{name}: a zarr group, but not one that harvest wrote.")
         if header.get("format") != FORMAT:
             raise StoreError(
-                f"{path}: store format {header.get('format')}, this version reads {FORMAT}. Install a newer Granary."
+                f"{name}: store format {header.get('format')}, this version reads {FORMAT}. Install a newer Granary."
             )
+        if header.get("id") != fingerprint(header.get("identity")):
+            raise StoreError(f"{name}: zarr.json was changed: the id is not that of the identity. Harvest it again.")
         return cls(path, header)
 
     @classmethod
@@ -111,9 +112,8 @@ class Store(Described):
 
     def write_metadata(self) -> None:
         """Write the group and array metadata for the header as it stands, arrays first."""
-        for name, metadata in nodes(self.header).items():
-            self.place.write(f"{name}/zarr.json", json_bytes(metadata))
-        self.place.write("zarr.json", json_bytes(root(self.header)))
+        for name, metadata in metadata_files(self.header).items():
+            self.place.write(name, json_bytes(metadata))
 
     def as_of(self, n_sequences: int) -> Store:
         """The store as it was at an earlier length: what a run that began then goes on reading.

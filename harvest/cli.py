@@ -158,11 +158,14 @@ def list_stores(folder: Path, as_json: bool) -> None:
     if folder != CACHE and not folder.is_dir():
         raise ConfigError(f"{folder}: no such folder.")
     stores = []
-    for path in sorted(folder.rglob("*.zarr/zarr.json")):
+    itself = folder / "zarr.json"
+    for path in [itself] if itself.exists() else sorted(folder.rglob("*.zarr/zarr.json")):
         try:
             stores.append(describe(Store.open(path.parent)))
         except GranaryError as error:  # one that is foreign or damaged hides none of the others
             say(str(error))
+        except OSError as error:
+            say(f"{error.filename}: {error.strerror}")
     if as_json:
         emit_json(stores)
         return

@@ -28,7 +28,7 @@ def describe(store: Store) -> dict[str, Any]:
         "tokens": store.n_sequences * store.context,
         "chunk_sequences": store.chunk_sequences,
         "chunks": store.n_chunks,
-        "harvested": f"{100 * share:.0f} %",
+        "harvested": f"{int(100 * share)} %",  # rounded down: 100 % is all of it
         "size": format_bytes(sum(entry.size_bytes for entry in store.journal.entries.values())),
         "special_tokens": store.special_tokens,
         "hooks": hooks,

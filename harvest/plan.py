@@ -20,6 +20,7 @@ from common.errors import ConfigError, DataError, StoreError
 from common.layout import FORMAT
 from common.models import RESID_POST, LanguageModel, find_model, load_model
 from common.store import Store
+from harvest.compiled import compile_blocks
 from harvest.config import HarvestConfig
 
 CHUNK_BYTES = 64 * 2**20
@@ -95,6 +96,7 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     existing = Store.open(path) if Store.exists(path) else None
     if existing and "tokens" not in config.model_fields_set:
         config = config.model_copy(update={"tokens": existing.n_sequences * existing.context})
+    config = config.model_copy(update={"compile": whether_compiled(config, existing)})
     corpus = open_corpus(config.corpus_options())
     texts = corpus.identity()  # before the model, which takes longer to load than texts take to be missed
     source = find_model(config.model, config.revision)
@@ -112,6 +114,8 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     names = [RESID_POST.format(layer=layer) for layer in config.layer] + list(config.hook)
     hooks = [model.resolve_hook(name) for name in dict.fromkeys(names)]
     widths = measure_widths(model, hooks)
+    if config.compile:
+        compile_blocks(model, hooks)
     n_sequences = -(-config.tokens // config.context)
     chunk = config.chunk_sequences or (existing.chunk_sequences if existing else None)
     identity = {
@@ -130,6 +134,24 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     }
     held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
     return Plan(config, path, model, corpus, widths, held, identity, n_sequences, elsewhere or device.type)
+
+
+def whether_compiled(config: HarvestConfig, existing: Store | None) -> bool:
+    """As asked; by default as the store on disk began, and not for a new one.
+
+    Raises:
+        StoreError: it began the other way, and its chunks would differ in their last bits.
+    """
+    if existing is None:
+        return bool(config.compile)
+    began = bool(existing.header["settings"].get("compile"))
+    if config.compile not in (None, began):
+        words = ("with --compile", "without it") if began else ("without --compile", "with it")
+        raise StoreError(
+            f"{existing.name}: begun {words[0]}, asked for {words[1]}; the last bits of its activations would differ "
+            f"from chunk to chunk. Leave out --{'no-' if began else ''}compile, or choose another --out."
+        )
+    return began
 
 
 def measure_widths(model: LanguageModel, hooks: list[str]) -> dict[str, int]:
@@ -165,7 +187,7 @@ def default_chunk(n_sequences: int, context: int, widths: Iterable[int], dtype: 
 
 
 def plan_for_repair(store: Store) -> Plan:
-    """The plan that made a store, from the settings it carries.
+    """The plan that made a store, from the settings it carries; at the revisions of then, masking what was masked.
 
     Raises:
         StoreError: model or corpus are not what they were.
@@ -178,7 +200,11 @@ def plan_for_repair(store: Store) -> Plan:
             "hook": tuple(store.hooks),
             "tokens": store.n_sequences * store.context,
             "chunk_sequences": store.chunk_sequences,
+            "revision": store.identity["model"].get("revision"),
+            "corpus_revision": store.identity["corpus"].get("revision"),
+            "device": device_here(settings["device"]),
             "allow_fewer": True,
+            "on_nonfinite": "mask",
             "out": store.path,
         },
         f"{store.name}",
@@ -186,6 +212,15 @@ def plan_for_repair(store: Store) -> Plan:
     plan = make_plan(config)
     refuse_other_identity(store, plan.identity)
     return plan
+
+
+def device_here(asked: str) -> str:
+    """`asked`, or `auto` on a machine without it: a repair cannot be told another."""
+    try:
+        resolve_device(asked)
+    except ConfigError:
+        return "auto"
+    return asked
 
 
 def refuse_other_identity(store: Store, identity: dict[str, Any]) -> None:

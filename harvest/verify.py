@@ -10,6 +10,7 @@ from common.checks import problems as problems_of
 from common.console import say
 from common.errors import Interrupted
 from common.files import exclusive
+from common.layout import DOCUMENTS, TOKENS
 from common.stopping import Stop
 from common.store import Store
 from harvest.forward import forward, missing_chunks
@@ -79,6 +80,7 @@ def mend(store: Store, problems: list[Problem], stop: Stop) -> None:
         harvest_again(store, damaged, stop)
     if any(problem.array in store.array_names() and problem.chunk is None for problem in problems):
         store.write_summary()
+    store.write_metadata()
     if check_truth(store):
         write_truth_again(store)
     store.journal.rewrite()
@@ -103,8 +105,14 @@ def harvest_again(store: Store, damaged: set[tuple[str, int]], stop: Stop) -> No
 
 
 def lost_chunks(store: Store) -> set[tuple[str, int]]:
-    """Chunks that lie on disk but whose journal line is damaged: they count as not there."""
-    if not store.journal.damaged_lines:
-        return set()
-    every = {(array, chunk) for array in store.array_names() for chunk in range(store.n_chunks)}
-    return {key for key in every - set(store.journal.entries) if store.read_chunk(*key) is not None}
+    """Chunks that count as not there since their journal line is damaged: those that lie on disk, and any tokens
+    before what is there, for these are written in order, before all else.
+    """
+    known = set(store.journal.entries)
+    chunks = range(store.n_chunks)
+    lost = set()
+    if store.journal.damaged_lines:
+        every = {(array, chunk) for array in store.array_names() for chunk in chunks}
+        lost = {(array, chunk) for array, chunk in every - known if store.place.size(store.chunk_name(array, chunk))}
+    last = max((chunk for _, chunk in known | lost if chunk in chunks), default=-1)
+    return lost | {(array, chunk) for array in (TOKENS, DOCUMENTS) for chunk in range(last + 1)} - known

@@ -13,6 +13,7 @@ from common.layout import TOKENS, acts_array
 from common.store import Store
 from harvest.info import describe, first_texts
 from tests.conftest import HOOK
+from tests.stores import filled
 from tests.warm import WarmServer
 
 
@@ -37,6 +38,13 @@ def test_describe_of_a_half_harvested_store_says_how_far_it_is(shared_store: Pat
     assert facts["harvested"] == "0 %"
     assert facts["hooks"][0]["mean_squared_norm"] is None
     assert first_texts(store, 2) == []
+
+
+def test_describe_rounds_down_to_what_is_harvested(tmp_path: Path) -> None:
+    store, _ = filled(tmp_path / "x.zarr", n_sequences=4 * 300)
+    store.journal.rewrite(drop=[(acts_array("a"), 7)])
+    store.header = store.header | {"settings": {"model": "none"}}
+    assert describe(store)["harvested"] == "99 %"  # 299 of 300 chunks
 
 
 def test_first_texts_are_decoded_or_ids_when_the_model_is_gone(store: Store, tmp_path: Path) -> None:
@@ -73,10 +81,18 @@ def test_cli_list_shows_every_store_below_and_names_what_is_none(
     shutil.copytree(shared_store, tmp_path / "cache" / "two.zarr")
     (tmp_path / "cache" / "foreign.zarr").mkdir()
     (tmp_path / "cache" / "foreign.zarr" / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')
+    shutil.copytree(shared_store, tmp_path / "cache" / "other.zarr")
+    changed = tmp_path / "cache" / "other.zarr" / "zarr.json"
+    changed.write_text(changed.read_text().replace('"context": 64', '"context": 32'))
+    (tmp_path / "cache" / "odd.zarr" / "zarr.json").mkdir(parents=True)
     listed = warm.run(["harvest", "list", "--json"], tmp_path)
     assert listed.code == 0, listed.err
     assert [store["path"] for store in json.loads(listed.out)] == ["cache/deep/one.zarr", "cache/two.zarr"]
     assert "foreign.zarr: a zarr group, but not one that harvest wrote" in listed.err
+    assert "other.zarr: zarr.json was changed: the id is not that of the identity." in listed.err
+    assert "odd.zarr/zarr.json: Is a directory" in listed.err
+    itself = warm.run(["harvest", "list", "cache/two.zarr", "--json"], tmp_path)
+    assert [store["path"] for store in json.loads(itself.out)] == ["cache/two.zarr"]
     table = warm.run(["harvest", "list"], tmp_path).out
     assert "cache/two.zarr" in table
     assert HOOK in table

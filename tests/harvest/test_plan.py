@@ -131,3 +131,19 @@ def test_batch_size_follows_from_the_kind_of_device(
     made = plan.make_plan(small(tiny_model, texts, tmp_path / "x.zarr", batch_size=asked), elsewhere=device)
     assert made.batch_size == size
     assert made.identity["model_dtype"] == ("float32" if device == "cpu" else "bfloat16")
+
+
+def test_plan_for_repair_asks_for_the_revisions_of_then(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[HarvestConfig] = []
+
+    def noted(config: HarvestConfig) -> object:
+        asked.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "make_plan", noted)
+    store = Store.open(finished)
+    hub = {"model": {"name": "a/b", "revision": "f00d"}, "corpus": {"name": "c/d", "revision": "beef"}}
+    store.header = store.header | {"identity": store.identity | hub}
+    with pytest.raises(KeyboardInterrupt):
+        plan.plan_for_repair(store)
+    assert (asked[0].revision, asked[0].corpus_revision) == ("f00d", "beef")

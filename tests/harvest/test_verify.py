@@ -19,7 +19,9 @@ from harvest import verify as module
 from harvest.run import harvest
 from harvest.verify import repair, verify
 from tests.conftest import HOOK, harvest_config
-from tests.stores import flip_bit, unequal
+from tests.harvest.conftest import go, small
+from tests.harvest.conftest import overflowing as overflowing
+from tests.stores import flip_bit, metadata_files, unequal
 from tests.warm import WarmServer
 
 ACTS = acts_array(HOOK)
@@ -108,6 +110,36 @@ def lose_two_neighbours(path: Path) -> list[str]:
     return [f"journal.jsonl: line {number} does not match its checksum", "tokens chunk 4: the file is missing"]
 
 
+def lose_tokens_with_their_line_and_damage_what_follows(path: Path) -> list[str]:
+    chunk_file(path, "documents", 2).unlink()
+    chunk_file(path, TOKENS, 2).unlink()
+    flip_bit(chunk_file(path, TOKENS, 3))
+    numbers = sorted(damage_line(path, array, 2) for array in (TOKENS, "documents"))
+    lines = [f"journal.jsonl: line {number} does not match its checksum" for number in numbers]
+    return [*lines, "tokens chunk 3: checksum "]
+
+
+def lose_all_of_the_last_chunk_but_norms(path: Path) -> list[str]:
+    for array in (TOKENS, "documents", ACTS):
+        chunk_file(path, array, 7).unlink()
+    numbers = sorted(damage_line(path, array, 7) for array in (TOKENS, "documents", ACTS))
+    flip_bit(chunk_file(path, norms_array(HOOK), 7))
+    lines = [f"journal.jsonl: line {number} does not match its checksum" for number in numbers]
+    return [*lines, f"{norms_array(HOOK)} chunk 7: checksum "]
+
+
+def spoil_metadata(path: Path) -> list[str]:
+    (path / ACTS / "zarr.json").unlink()
+    (path / "tokens" / "zarr.json").write_text("{")
+    root = path / "zarr.json"
+    root.write_text(root.read_text().replace('"consolidated_metadata"', '"consolidated_metadatum"'))
+    return [
+        "tokens/zarr.json: not valid JSON",
+        f"{ACTS}/zarr.json: the file is missing",
+        "zarr.json: it is not what the header says",
+    ]
+
+
 def flip_summary(path: Path) -> list[str]:
     flip_bit(path / summary_array(HOOK, "mean") / "c" / "0", 6)  # in the exponent
     return [f"{summary_array(HOOK, 'mean')}: it does not hold the merged partial sums"]
@@ -138,6 +170,9 @@ DAMAGE: list[Callable[[Path], list[str]]] = [
     damage_line_of_activations,
     damage_line_of_tokens,
     lose_two_neighbours,
+    lose_tokens_with_their_line_and_damage_what_follows,
+    lose_all_of_the_last_chunk_but_norms,
+    spoil_metadata,
     flip_summary,
     lose_and_cut_summaries,
     flip_tokens_and_summary,
@@ -162,6 +197,7 @@ def test_verify_names_the_damage_and_repair_gives_the_same_bytes(
     report = repair(copy, Stop())
     assert (report.problems, report.missing) == ([], 0)
     assert unequal(copy, shared_store) == []
+    assert metadata_files(copy) == metadata_files(shared_store)
     assert verify(copy, Stop()).problems == []
 
 
@@ -330,3 +366,23 @@ def test_repair_from_another_folder_finds_model_and_texts(
     flip_bit(chunk_file(tmp_path / "x.zarr", ACTS, 0))
     monkeypatch.chdir(tmp_path / "here")
     assert repair(tmp_path / "x.zarr", Stop()).problems == []
+
+
+def test_repair_masks_what_was_masked_in_a_second_try(overflowing: Path, texts: Path, tmp_path: Path) -> None:
+    config = small(overflowing, texts, tmp_path / "x.zarr", dtype="float16")
+    with pytest.raises(StoreError, match="Say --on-nonfinite mask"):
+        go(config)
+    go(config.model_copy(update={"on_nonfinite": "mask"}))
+    shutil.copytree(tmp_path / "x.zarr", tmp_path / "whole.zarr")
+    flip_bit(chunk_file(tmp_path / "x.zarr", ACTS, 1))
+    assert repair(tmp_path / "x.zarr", Stop()).problems == []
+    assert unequal(tmp_path / "x.zarr", tmp_path / "whole.zarr") == []
+
+
+def test_repair_of_a_store_from_a_gpu_that_is_not_here_takes_what_there_is(copy: Path, shared_store: Path) -> None:
+    store = Store.open(copy)
+    store.header = store.header | {"settings": store.header["settings"] | {"device": "cuda:99"}}
+    store.write_metadata()
+    flip_activation(copy)
+    assert repair(copy, Stop()).problems == []
+    assert unequal(copy, shared_store) == []
