@@ -29,7 +29,10 @@ from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, LedConfig, Output
+from train.saes.kept import Codes, Kept, at, product, taken
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
+from train.saes.penalised import few_above, values_of
+from train.saes.places import Places
 from train.saes.sparsity import L0Controller
 from train.schedule import Clock
 
@@ -46,6 +49,7 @@ class Gated(SAE):
 
     variant = "gated"
     can_split = True
+    can_be_sparse = True
     Config = GatedConfig
     config: GatedConfig
 
@@ -70,19 +74,39 @@ class Gated(SAE):
         form = AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "gated", r_mag=self.r, b_mag=self.b_mag)
         return form.raw(self.scale)
 
-    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+    def active(self, batch: Batch) -> tuple[Codes, Codes]:
+        """f and ReLU(u) of a step: at open gates alone where they are few."""
+        if self.sparse:
+            with torch.no_grad():
+                shared = pre_activations(batch.x, self.W_enc, torch.zeros_like(self.b_enc), self.b_dec)
+            places = few_above(shared + self.b_enc, 0.0, batch.valid, batch.n_valid)
+            if places is not None:
+                return self._at_open_gates(batch.x, shared, places)
         gate, magnitude = self.gate_and_magnitude(batch.x)
         latents = masked(magnitude * (gate > 0), batch.valid, batch.n_valid)
-        reconstruction = (latents @ self.W_dec).float() + self.b_dec
-        opened = masked(torch.relu(gate), batch.valid, batch.n_valid)
-        by_gate = (opened @ self.W_dec.detach()).float() + self.b_dec.detach()
+        return latents, masked(torch.relu(gate), batch.valid, batch.n_valid)
+
+    def _at_open_gates(
+        self, x: Float[Tensor, "B T D"], shared: Float[Tensor, "B T L"], places: Places
+    ) -> tuple[Kept, Kept]:
+        centred = (x - self.b_dec).detach().flatten(0, 1)
+        kept = taken(shared.flatten(0, 1), centred, self.W_enc, None, self.b_dec, [places])
+        magnitude = torch.relu(torch.exp(at(self.r, places)) * kept + at(self.b_mag, places))
+        shape = (x.shape[0], x.shape[1], self.d_sae)
+        return Kept(magnitude, places, shape), Kept(torch.relu(kept + at(self.b_enc, places)), places, shape)
+
+    def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        latents, opened = self.active(batch)
+        reconstruction = product(latents, self.W_dec) + self.b_dec
+        by_gate = product(opened, self.W_dec.detach()) + self.b_dec.detach()
+        size = all_sum(values_of(opened).sum()) / batch.n_valid
         parts = {
             "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "sparsity": self.controller.penalty(all_sum(opened.sum()) / batch.n_valid, clock),
+            "sparsity": self.controller.penalty(size, clock),
             "gate": reconstruction_loss(batch.x, by_gate, batch.valid, batch.n_valid),
         }
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
+        self.controller.follow_(all_sum((values_of(latents) > 0).sum()) / batch.n_valid, clock)
         dead = self.dead(clock).float().mean()
         return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
 

@@ -35,7 +35,10 @@ from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output, SAEConfig
+from train.saes.kept import Kept, at, product, taken
 from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
+from train.saes.penalised import few_above
+from train.saes.places import Places
 from train.saes.sparsity import PENALTY_WARMUP, L0Controller, check_led
 from train.schedule import Clock, ramp
 
@@ -74,20 +77,25 @@ def near(u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
     return (u - theta).abs() <= bandwidth / 2
 
 
-def jump(u: Float[Tensor, "B T L"], theta: Float[Tensor, " L"], bandwidth: float) -> Float[Tensor, "B T L"]:
+def jump(u: Float[Tensor, "*N L"], theta: Float[Tensor, " L"], bandwidth: float) -> Float[Tensor, "*N L"]:
     """f, with the kernel's gradient."""
     latents: Tensor = Jump.apply(u, theta, bandwidth)  # type: ignore[no-untyped-call]
     return latents
 
 
-def above(u: Float[Tensor, "B T L"], theta: Float[Tensor, " L"], bandwidth: float) -> Float[Tensor, "B T L"]:
+def above(u: Float[Tensor, "*N L"], theta: Float[Tensor, " L"], bandwidth: float) -> Float[Tensor, "*N L"]:
     """1[u > θ], with the kernel's gradient."""
     active: Tensor = Step.apply(u, theta, bandwidth)  # type: ignore[no-untyped-call]
     return active
 
 
+def like(inside: Tensor, theta: Tensor) -> Tensor:
+    """What moves θ, summed over tokens where θ is one for all of them."""
+    return inside if inside.shape == theta.shape else inside.flatten(0, -2).sum(0)
+
+
 class Jump(torch.autograd.Function):
-    """u·1[u > θ], u [..., L], θ [L]."""
+    """u·1[u > θ], u [..., L], θ [L] or of each u."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -98,12 +106,12 @@ class Jump(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (u, theta), (grad,) = ctx.saved_tensors, grads
-        inside = (grad * near(u, theta, ctx.bandwidth)).flatten(0, -2).sum(0)
+        inside = like(grad * near(u, theta, ctx.bandwidth), theta)
         return grad * (u > theta), -theta / ctx.bandwidth * inside, None
 
 
 class Step(torch.autograd.Function):
-    """1[u > θ], u [..., L], θ [L]; no gradient for u."""
+    """1[u > θ], u [..., L], θ [L] or of each u; no gradient for u."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
@@ -114,8 +122,7 @@ class Step(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[None, Tensor, None]:
         (u, theta), (grad,) = ctx.saved_tensors, grads
-        inside = (grad * near(u, theta, ctx.bandwidth)).flatten(0, -2).sum(0)
-        return None, -inside / ctx.bandwidth, None
+        return None, -like(grad * near(u, theta, ctx.bandwidth), theta) / ctx.bandwidth, None
 
 
 @final
@@ -128,6 +135,7 @@ class JumpReLU(SAE):
 
     variant = "jumprelu"
     can_split = True
+    can_be_sparse = True
     Config = JumpReLUConfig
     lr_scale = 0.4  # 1 leaves a tenth of the latents dead and explains less (docs/log.md)
     config: JumpReLUConfig
@@ -164,38 +172,63 @@ class JumpReLU(SAE):
         weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
         return AffineForm(*weights, "jumprelu", centred=False, threshold=self.theta).raw(self.scale)
 
+    def near_the_jump(self, batch: Batch, bandwidth: float) -> tuple[Tensor, Tensor, Places | None]:
+        """u and θ of a step: [batch, window, latents] and [latents], or both [kept] at places that may have a gradient.
+
+        Those are the places above θ − ε, if they are few: the kernel's edge, θ − ε/2, and room for rounding. Penalty
+        `tanh` pulls silent latents up from anywhere, and so needs all.
+        """
+        u = self.pre_activations(batch.x)
+        if not self.sparse or self.config.penalty == "tanh":
+            return u, self.theta, None
+        places = few_above(u, self.theta - bandwidth, batch.valid, batch.n_valid)
+        if places is None:
+            return u, self.theta, None
+        x = batch.x.flatten(0, 1)
+        kept = taken(u.detach().flatten(0, 1), x, self.W_enc, self.b_enc, None, [places])
+        return kept, at(self.theta, places), places
+
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         bandwidth = self.config.bandwidth or default_bandwidth(clock.n_steps)
-        u = self.pre_activations(batch.x)
-        latents = masked(jump(u, self.theta, bandwidth), batch.valid, batch.n_valid)
-        reconstruction = (latents @ self.W_dec).float() + self.b_dec
+        u, theta, places = self.near_the_jump(batch, bandwidth)
+
+        def valid(values: Tensor) -> Tensor:
+            return values if places is not None else masked(values, batch.valid, batch.n_valid)
+
+        values = valid(jump(u, theta, bandwidth))
+        latents = values if places is None else Kept(values, places, (*batch.valid.shape, self.d_sae))
+        reconstruction = product(latents, self.W_dec) + self.b_dec
         parts = {"reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)}
-        parts |= self.penalties(u, latents, batch, bandwidth, clock)
+        if self.config.penalty == "tanh":
+            parts |= self.pull(u, values, batch, clock)
+        else:
+            l0 = all_sum(valid(above(u, theta, bandwidth)).sum()) / batch.n_valid
+            parts["sparsity"] = self.price(l0, clock)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
-        inside = masked(near(u, self.theta, bandwidth).float(), batch.valid, batch.n_valid).sum()
+        self.controller.follow_(all_sum((values > 0).sum()) / batch.n_valid, clock)
+        inside = all_sum(valid(near(u, theta, bandwidth)).sum())
         extra = {
             "dead": self.dead(clock).float().mean(),
             "l0_weight": self.controller.weight.clone(),
-            "kernel_share": all_sum(inside) / (batch.n_valid * self.d_sae),
+            "kernel_share": inside / (batch.n_valid * self.d_sae),
         }
         return Output(parts, latents, reconstruction, extra)
 
-    def penalties(
-        self, u: Float[Tensor, "B T L"], latents: Float[Tensor, "B T L"], batch: Batch, bandwidth: float, clock: Clock
+    def pull(
+        self, u: Float[Tensor, "B T L"], latents: Float[Tensor, "B T L"], batch: Batch, clock: Clock
     ) -> dict[str, Float[Tensor, ""]]:
-        """The loss parts beside reconstruction."""
-        if self.config.penalty == "tanh":
-            size = all_sum(torch.tanh(TANH_SLOPE * math.sqrt(self.d_in) * latents).sum()) / batch.n_valid
-            missing = torch.where(self.dead(clock), torch.relu(self.theta - u), 0.0)
-            silent = all_sum(masked(missing, batch.valid, batch.n_valid).sum()) / batch.n_valid
-            return {"sparsity": self.controller.penalty(size, clock), "silent": SILENT_WEIGHT * silent}
-        active = masked(above(u, self.theta, bandwidth), batch.valid, batch.n_valid)
-        l0 = all_sum(active.sum()) / batch.n_valid
+        """The loss parts of the penalty `tanh`."""
+        size = all_sum(torch.tanh(TANH_SLOPE * math.sqrt(self.d_in) * latents).sum()) / batch.n_valid
+        missing = torch.where(self.dead(clock), torch.relu(self.theta - u), 0.0)
+        silent = all_sum(masked(missing, batch.valid, batch.n_valid).sum()) / batch.n_valid
+        return {"sparsity": self.controller.penalty(size, clock), "silent": SILENT_WEIGHT * silent}
+
+    def price(self, l0: Float[Tensor, ""], clock: Clock) -> Float[Tensor, ""]:
+        """The penalty on L0, by itself or by its distance to the target."""
         if self.config.target_l0 is not None and self.config.penalty == "target":
             off = (l0 / self.config.target_l0 - 1).square()
-            return {"sparsity": self.config.target_weight * ramp(clock, PENALTY_WARMUP) * off}
-        return {"sparsity": self.controller.penalty(l0, clock)}
+            return self.config.target_weight * ramp(clock, PENALTY_WARMUP) * off
+        return self.controller.penalty(l0, clock)
 
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:

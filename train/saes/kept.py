@@ -13,6 +13,7 @@ Values and gradients are those of the dense products up to the order of addition
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -123,22 +124,67 @@ def product(codes: Codes, dense: Float[Tensor, "L D"], sparse: bool = False) -> 
 
 
 class _Encoded(torch.autograd.Function):
-    """Gives the gradient of pre-activations that were found without one, from where it is not 0: see `encode_kept`."""
+    """Gives the gradient of pre-activations that were found without one, from where they were taken alone."""
 
     @staticmethod
     def forward(
-        ctx: Any, values: Tensor, centred: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, entries: Entries
+        ctx: Any,
+        u: Tensor,
+        centred: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor | None,
+        b_dec: Tensor | None,
+        entries: Entries,
     ) -> Tensor:
-        ctx.save_for_backward(values, centred, W_enc)
+        ctx.save_for_backward(centred, W_enc)
         ctx.entries = entries
-        return values
+        return u
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        values, centred, W_enc = ctx.saved_tensors
-        du = gradients[0] * (values > 0)
-        of_b_enc = ctx.entries.column_sums(du)
-        return None, None, ctx.entries.transposed_times(du, centred).t(), of_b_enc, -(W_enc @ of_b_enc), None
+        centred, W_enc = ctx.saved_tensors
+        du, (*_, wants_b_enc, wants_b_dec, _) = gradients[0], ctx.needs_input_grad
+        sums = ctx.entries.column_sums(du)
+        of_b_dec = -(W_enc @ sums) if wants_b_dec else None
+        return None, None, ctx.entries.transposed_times(du, centred).t(), sums if wants_b_enc else None, of_b_dec, None
+
+
+def taken(
+    u: Float[Tensor, "N L"],
+    centred: Float[Tensor, "N D"],
+    W_enc: Float[Tensor, "D L"],
+    b_enc: Float[Tensor, " L"] | None,
+    b_dec: Float[Tensor, " D"] | None,
+    places: Sequence[Places],
+) -> Float[Tensor, " K"]:
+    """u = centred W_enc + b_enc, known without gradients, at some places, with the gradients from there alone.
+
+    Args:
+        b_enc: None where u is without it.
+        b_dec: what was subtracted from the input, if anything was.
+    """
+    entries = Entries.of(places)
+    values: Tensor = _Encoded.apply(  # type: ignore[no-untyped-call]
+        u[entries.row, entries.column], centred, W_enc, b_enc, b_dec, entries
+    )
+    return values
+
+
+class _At(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vector: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return vector[places.column]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.places.entries.column_sums(gradients[0]), None  # autograd's own adds in any order
+
+
+def at(vector: Float[Tensor, " L"], places: Places) -> Float[Tensor, " K"]:
+    """A value per latent, at the latent of each place."""
+    values: Tensor = _At.apply(vector, places)  # type: ignore[no-untyped-call]
+    return values
 
 
 def encode_kept(
@@ -168,13 +214,9 @@ def encode_kept(
         places = [choose(u)]
         if dead is not None:
             places.append(keep_top_k_of(u, dead, x.shape[-1] // 2))
-        found = [u[each.row, each.column].relu_() for each in places]
-        if dead is not None:
-            found[1] *= dead[places[1].column]
+    parts = list(taken(u, centred, W_enc, b_enc, b_dec, places).relu().split([len(each.column) for each in places]))
+    if dead is not None:
+        parts[1] = parts[1] * dead[places[1].column]
     shape = (x.shape[0], x.shape[1], W_enc.shape[1])
-    values: Tensor = _Encoded.apply(  # type: ignore[no-untyped-call]
-        torch.cat(found), centred, W_enc, b_enc, b_dec, Entries.of(places)
-    )
-    parts = values.split([len(each) for each in found])
     kept = [Kept(part, each, shape) for part, each in zip(parts, places, strict=True)]
     return kept[0], kept[1] if dead is not None else None

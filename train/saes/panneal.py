@@ -24,11 +24,10 @@ from pydantic import Field
 from torch import Tensor
 
 from train.collective import all_sum
-from train.data.batch import Batch
-from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, LedConfig, Output
-from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
-from train.saes.sparsity import L0Controller
+from train.saes.base import LedConfig
+from train.saes.kept import Codes
+from train.saes.parts import relu_gain
+from train.saes.penalised import RectifiedSAE, values_of
 from train.schedule import Clock
 
 N_CHANGES = 10
@@ -57,16 +56,16 @@ def exponent(changes: int, p_end: float) -> float:
     return 1 - (1 - p_end) * changes / N_CHANGES
 
 
-def size(latents: Float[Tensor, "B T L"], p: float, n_valid: int) -> Float[Tensor, ""]:
+def size(codes: Float[Tensor, "..."], p: float, n_valid: int) -> Float[Tensor, ""]:
     """⟨Σ ((f + ε)^p − ε^p)⟩; Σ f for p = 1."""
     if p == 1:
-        return all_sum(latents.sum()) / n_valid
-    powers: Tensor = (latents + EPSILON) ** p - EPSILON**p
+        return all_sum(codes.sum()) / n_valid
+    powers: Tensor = (codes + EPSILON) ** p - EPSILON**p
     return all_sum(powers.sum()) / n_valid
 
 
 @final
-class PAnneal(SAE):
+class PAnneal(RectifiedSAE):
     """See the module's formula.
 
     Attributes:
@@ -74,7 +73,6 @@ class PAnneal(SAE):
     """
 
     variant = "panneal"
-    can_split = True
     Config = PAnnealConfig
     config: PAnnealConfig
     gain: Tensor
@@ -84,45 +82,15 @@ class PAnneal(SAE):
         with torch.no_grad():
             self.W_enc.mul_(relu_gain(d_in, config.d_sae))
         self.register_buffer("gain", torch.ones(()))
-        self.controller = L0Controller(config.l1, config.target_l0)
 
-    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return pre_activations(x, self.W_enc, self.b_enc, self.b_dec)
-
-    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return torch.relu(self.pre_activations(batch.x))
-
-    def as_affine(self) -> AffineForm:
-        return AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "relu").raw(self.scale)
-
-    def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        latents = masked(self.codes(batch), batch.valid, batch.n_valid)
-        reconstruction = (latents @ self.W_dec).float() + self.b_dec
-        parts = {
-            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "sparsity": self.controller.penalty(self.penalty(latents, batch.n_valid, clock), clock),
-        }
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
-        dead = self.dead(clock).float().mean()
-        return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
-
-    def penalty(self, latents: Float[Tensor, "B T L"], n_valid: int, clock: Clock) -> Float[Tensor, ""]:
+    def size(self, latents: Codes, n_valid: int, clock: Clock) -> Float[Tensor, ""]:
         """γ·⟨Σ f^p⟩ of this step, γ first set anew where p changes."""
+        codes = values_of(latents)
         changes = n_changes(clock.step, clock.n_steps)
         before = n_changes(clock.step - 1, clock.n_steps) if clock.step else 0
-        now = size(latents, exponent(changes, self.config.p_end), n_valid)
+        now = size(codes, exponent(changes, self.config.p_end), n_valid)
         if changes != before:
             with torch.no_grad():
-                old = size(latents, exponent(before, self.config.p_end), n_valid)
+                old = size(codes, exponent(before, self.config.p_end), n_valid)
                 self.gain *= torch.where(now > 0, old / now, 1.0)  # nothing active: γ stays
         return self.gain.clone() * now
-
-    @torch.no_grad()
-    def calibrate(self, batches: Batches) -> dict[str, float]:
-        settled = {"l1_weight": float(self.controller.weight)}
-        if self.config.target_l0 is None:
-            return settled
-        theta = threshold_for((self.pre_activations(b.x)[b.valid] for b in batches()), self.config.target_l0)
-        self.b_enc -= theta
-        return settled | {"threshold": theta}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from train.collective import (
@@ -60,7 +60,7 @@ def relu_gain(d_in: int, d_sae: int) -> float:
     return min(2 * d_in / d_sae, 1.0)
 
 
-def masked(values: Float[Tensor, "B T A"], valid: Bool[Tensor, "B T"], n_valid: int) -> Float[Tensor, "B T A"]:
+def masked(values: Shaped[Tensor, "B T A"], valid: Bool[Tensor, "B T"], n_valid: int) -> Shaped[Tensor, "B T A"]:
     """`values` with invalid positions set to 0; untouched where the host knows that all are valid."""
     return values if n_valid == over_ranks(valid.numel()) else values * valid[..., None]
 

@@ -22,11 +22,9 @@ from pydantic import Field
 from torch import Tensor
 
 from train.collective import all_sum
-from train.data.batch import Batch
-from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, LedConfig, Output
-from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, threshold_for
-from train.saes.sparsity import L0Controller
+from train.saes.base import Batches, LedConfig
+from train.saes.kept import Codes, Kept
+from train.saes.penalised import RectifiedSAE
 from train.schedule import Clock
 
 START_NORM = 0.1
@@ -39,11 +37,10 @@ class StandardConfig(LedConfig):
 
 
 @final
-class Standard(SAE):
+class Standard(RectifiedSAE):
     """See the module's formula."""
 
     variant = "standard"
-    can_split = True
     Config = StandardConfig
     unit_rows = ()
     config: StandardConfig
@@ -53,29 +50,12 @@ class Standard(SAE):
         with torch.no_grad():
             self.W_dec.mul_(START_NORM)
             self.W_enc.mul_(START_NORM)
-        self.controller = L0Controller(config.l1, config.target_l0)
 
-    def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
-        return pre_activations(x, self.W_enc, self.b_enc, self.b_dec)
-
-    def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        return torch.relu(self.pre_activations(batch.x))
-
-    def as_affine(self) -> AffineForm:
-        return AffineForm(self.W_enc, self.b_enc, self.W_dec, self.b_dec, "relu").raw(self.scale)
-
-    def training_pass(self, batch: Batch, clock: Clock) -> Output:
-        latents = masked(self.codes(batch), batch.valid, batch.n_valid)
-        reconstruction = (latents @ self.W_dec).float() + self.b_dec
-        sizes = (latents.sum((0, 1)) * self.W_dec.norm(dim=-1)).sum()  # no product: it stays float32
-        parts = {
-            "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-            "sparsity": self.controller.penalty(all_sum(sizes) / batch.n_valid, clock),
-        }
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_(all_sum((latents > 0).sum()) / batch.n_valid, clock)
-        dead = self.dead(clock).float().mean()
-        return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
+    def size(self, latents: Codes, n_valid: int, clock: Clock) -> Float[Tensor, ""]:
+        norms = self.W_dec.norm(dim=-1)
+        if isinstance(latents, Kept):
+            return all_sum(latents.times(norms[:, None]).sum()) / n_valid
+        return all_sum((latents.sum((0, 1)) * norms).sum()) / n_valid  # no product: it stays float32
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:
@@ -84,9 +64,4 @@ class Standard(SAE):
         self.W_dec.div_(norms[:, None])
         self.W_enc.mul_(norms)
         self.b_enc.mul_(norms)
-        settled = {"l1_weight": float(self.controller.weight)}
-        if self.config.target_l0 is None:
-            return settled
-        theta = threshold_for((self.pre_activations(b.x)[b.valid] for b in batches()), self.config.target_l0)
-        self.b_enc -= theta
-        return settled | {"threshold": theta}
+        return super().calibrate(batches)

@@ -8,21 +8,24 @@ from torch import Tensor
 
 from tests.train.saes.test_contract import N_LATENTS, K, batch_for, learner_of, new_sae, sentences
 from train.data.batch import Batch
-from train.saes import REGISTRY
-from train.saes import kept as module
+from train.saes import REGISTRY, kept, penalised
+from train.saes.base import KeptConfig
 from train.saes.kept import Kept, encode_kept
 from train.saes.parts import aux_k_loss, pre_activations
 from train.saes.places import Places, keep_top_k
 from train.schedule import Clock
 
 N, D, L = 24, 6, 40
-can_be_sparse = pytest.mark.parametrize("variant", [name for name, cls in REGISTRY.items() if cls.can_be_sparse])
+able = [name for name, cls in REGISTRY.items() if cls.can_be_sparse]
+can_be_sparse = pytest.mark.parametrize("variant", able)
+keeps_k = pytest.mark.parametrize("variant", [name for name in able if issubclass(REGISTRY[name].Config, KeptConfig)])
 
 
 @pytest.fixture
 def always_sparse(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of these small variants keep more than a sixteenth of their latents, and would go the dense way."""
-    monkeypatch.setattr(module, "FEW", 1.0)
+    """More than a sixteenth of the codes of these small variants are above 0, and they would go the dense way."""
+    monkeypatch.setattr(kept, "FEW", 1.0)
+    monkeypatch.setattr(penalised, "MOST", 1.0)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -124,7 +127,9 @@ def test_aux_k_is_the_share_of_the_residuals_spread() -> None:
 
 @can_be_sparse
 @pytest.mark.parametrize("some_invalid", [False, True])
-def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool) -> None:
+def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool, request: pytest.FixtureRequest) -> None:
+    if not issubclass(REGISTRY[variant].Config, KeptConfig):
+        request.getfixturevalue("always_sparse")
     learners = [learner_of(new_sae(variant), 60) for _ in range(2)]
     for learner, sparse in zip(learners, (False, True), strict=True):
         learner.sae.sparse = sparse
@@ -150,6 +155,12 @@ def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool) -> None:
     [
         ("topk", {"k": 100}),  # more than are positive
         ("batchtopk", {"k": 2, "d_sae": 8}),  # fewer latents than AuxK may take
+        ("standard", {}),
+        ("panneal", {}),
+        ("gated", {}),
+        ("jumprelu", {}),
+        ("jumprelu", {"penalty": "target", "target_l0": 8.0, "bandwidth": 0.1}),
+        ("jumprelu", {"penalty": "tanh"}),
         ("contrastive", {}),
         ("contrastive", {"sparsity": "joint", "head": "learned"}),
         ("contrastive", {"sparsity": "l1"}),
@@ -195,10 +206,23 @@ def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str, always_s
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the plain way is taken without MKL")
-@can_be_sparse
+@keeps_k
 def test_steps_are_plain_of_themselves_where_much_is_kept(variant: str) -> None:
     assert learner_of(new_sae(variant, k=N_LATENTS // 8), 60).sae.sparse
     assert not learner_of(new_sae(variant, k=N_LATENTS // 8 + 1), 60).sae.sparse
+
+
+@pytest.mark.parametrize("variant", [name for name in able if not issubclass(REGISTRY[name].Config, KeptConfig)])
+@pytest.mark.parametrize("shift", [0.0, -0.2])
+def test_a_step_with_a_penalty_is_sparse_where_few_codes_are_above_0(variant: str, shift: float) -> None:
+    sae = new_sae(variant)
+    sae.sparse = True
+    with torch.no_grad():
+        sae.b_enc += shift
+    batch = batch_for(sae, 0)
+    share = float((sae.codes(batch) > 0).float().mean())
+    assert (share <= 0.125) == (shift < 0)
+    assert isinstance(sae.training_pass(batch, Clock(60, 100, 256)).latents, Kept) == (shift < 0)
 
 
 def test_a_sparse_step_of_batchtopk_counts_k_a_token() -> None:
