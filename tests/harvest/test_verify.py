@@ -119,15 +119,6 @@ def lose_tokens_with_their_line_and_damage_what_follows(path: Path) -> list[str]
     return [*lines, "tokens chunk 3: checksum "]
 
 
-def lose_all_of_the_last_chunk_but_norms(path: Path) -> list[str]:
-    for array in (TOKENS, "documents", ACTS):
-        chunk_file(path, array, 7).unlink()
-    numbers = sorted(damage_line(path, array, 7) for array in (TOKENS, "documents", ACTS))
-    flip_bit(chunk_file(path, norms_array(HOOK), 7))
-    lines = [f"journal.jsonl: line {number} does not match its checksum" for number in numbers]
-    return [*lines, f"{norms_array(HOOK)} chunk 7: checksum "]
-
-
 def spoil_metadata(path: Path) -> list[str]:
     (path / ACTS / "zarr.json").unlink()
     (path / "tokens" / "zarr.json").write_text("{")
@@ -171,7 +162,6 @@ DAMAGE: list[Callable[[Path], list[str]]] = [
     damage_line_of_tokens,
     lose_two_neighbours,
     lose_tokens_with_their_line_and_damage_what_follows,
-    lose_all_of_the_last_chunk_but_norms,
     spoil_metadata,
     flip_summary,
     lose_and_cut_summaries,
