@@ -10,6 +10,8 @@ x̄^δ_t is the mean of x_t, x_{t−δ}, … as far as the kernel reaches: slow 
 what is missing. Places before the window, in another document or invalid are 0 in y and left out of x̄. Nothing in
 the reconstruction of x_t alone asks for the past, so without λ_s ω stays small. Latents lie fastest group first.
 
+With `token_weights` y^δ has ω^δ_0 ⊙ h_t in place of h_t, ω_0 = 1 at the start.
+
 With `causal` off, an ablation, taps look ahead and back by turns, t − δ, t + δ, t − 2δ, …, in y and in x̄: such latents
 know what comes, and a cross-entropy of the next token with them means nothing.
 """
@@ -59,6 +61,9 @@ class MultiScaleConfig(KeptConfig):
     causal: bool = Field(
         True, description="Off: every other tap looks ahead. An ablation that leaks the future: no cross-entropies."
     )
+    token_weights: bool = Field(
+        False, description="Learn ω_0, each group's weights of the current token; off: they are 1."
+    )
     sparsity: Literal["joint", "budgets", "l1"] = Field(
         "joint", description="One BatchTopK over all groups; k / groups for each; or an L1 penalty led to L0 = k."
     )
@@ -78,6 +83,8 @@ class MultiScaleConfig(KeptConfig):
             raise ValueError(f"{len(self.dilations)} dilations need as many latents, d_sae = {self.d_sae}")
         if not self.causal and self.kernel == 2:
             raise ValueError("causal = false needs a kernel of at least 3: the first tap beside the token looks back")
+        if self.token_weights and self.convolution == "none":
+            raise ValueError("token_weights are those of a convolution, and convolution = none is set")
         return self
 
 
@@ -88,6 +95,7 @@ class MultiScale(SAE):
     Attributes:
         sizes: latents of each group, fastest first.
         omega: ω [groups, kernel − 1, d_in], the nearest tap first; absent with no convolution.
+        omega_0: ω_0 [groups, d_in], with `token_weights`.
         mixture: logits of each latent's mixture of dilations [groups, d_sae], for `convolution` = mixture.
     """
 
@@ -96,6 +104,7 @@ class MultiScale(SAE):
     sees_past = True
     Config = MultiScaleConfig
     config: MultiScaleConfig
+    omega_0: Tensor | None
     plain = {"convolution": "none", "sparsity": "joint", "lambda_scale": 0.0, "lambda_sep": 0.0}
 
     def __init__(self, config: MultiScaleConfig, d_in: int, seed: int = 0) -> None:
@@ -105,6 +114,7 @@ class MultiScale(SAE):
         self.sizes = [config.d_sae // n + (number < config.d_sae % n) for number in range(n)]
         if config.convolution != "none":
             self.omega = nn.Parameter(torch.zeros(n, config.kernel - 1, d_in))
+        self.register_parameter("omega_0", nn.Parameter(torch.ones(n, d_in)) if config.token_weights else None)
         if config.convolution == "mixture":
             self.mixture = nn.Parameter(torch.zeros(n, config.d_sae))
         mode: Literal["l1", "budgets"] = "l1" if config.sparsity == "l1" else "budgets"
@@ -153,6 +163,8 @@ class MultiScale(SAE):
             torch.stack([weight * past[lag][0] for weight, lag in zip(taps, self.lags(dilation), strict=True)]).sum(0)
             for taps, dilation in zip(self.omega, self.config.dilations, strict=True)
         ]
+        if self.omega_0 is not None:
+            seen = [values + (weight - 1) * h for values, weight in zip(seen, self.omega_0, strict=True)]
         if self.config.convolution == "mixture":
             u = (h @ self.W_enc).float()
             for values, share in zip(seen, self.mixture.softmax(0), strict=True):
@@ -161,6 +173,14 @@ class MultiScale(SAE):
             columns = self.W_enc.split(self.sizes, dim=1)
             u = torch.cat([((h + values) @ W).float() for values, W in zip(seen, columns, strict=True)], dim=-1)
         return torch.relu(u + self.b_enc)
+
+    def direct_encoder(self) -> Float[Tensor, "D L"]:
+        if self.omega_0 is None:
+            return self.W_enc
+        if self.config.convolution == "mixture":
+            return self.W_enc * (self.omega_0.t() @ self.mixture.softmax(0))
+        sizes = torch.tensor(self.sizes, device=self.W_enc.device)
+        return self.W_enc * self.omega_0.t().repeat_interleave(sizes, dim=1)
 
     def active(self, u: Float[Tensor, "B T L"], n_valid: int, clock: Clock | None) -> list[Float[Tensor, "B T _"]]:
         """The codes of each budget."""
@@ -173,7 +193,7 @@ class MultiScale(SAE):
     def as_affine(self) -> AffineForm:
         read = "what the encoder reads from the past" + " and from the future" * self.sees_future
         lost = "" if self.config.convolution == "none" else read
-        weights = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        weights = (self.direct_encoder(), self.b_enc, self.W_dec, self.b_dec)
         return AffineForm(*weights, "jumprelu", threshold=self.sparsity.per_latent(), lost=lost).raw(self.scale)
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
@@ -233,14 +253,16 @@ class MultiScale(SAE):
 
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:
-        """Of each dilation's ω: mean, standard deviation, and ‖ω‖ / √d, how far it is from passing h on as it is."""
+        """Of each dilation's ω: mean, standard deviation, and ‖ω‖ / √d, how far it is from no past; ‖ω_0 − 1‖ / √d."""
         if self.config.convolution == "none":
             return {}
         figures = {}
-        for name, taps in zip(self.scale_names(), self.omega, strict=True):
+        for number, (name, taps) in enumerate(zip(self.scale_names(), self.omega, strict=True)):
             figures[f"omega_mean_{name}"] = taps.mean()
             figures[f"omega_std_{name}"] = taps.std(correction=0)
             figures[f"omega_distance_{name}"] = taps.norm() / self.d_in**0.5
+            if self.omega_0 is not None:
+                figures[f"omega_token_{name}"] = (self.omega_0[number] - 1).norm() / self.d_in**0.5
         return figures
 
     @torch.no_grad()

@@ -36,6 +36,8 @@ def new(**options: Any) -> MultiScale:
             sae.omega.copy_(randn(*sae.omega.shape, seed=2))
         if options.get("convolution") == "mixture":
             sae.mixture.copy_(randn(*sae.mixture.shape, seed=3))
+        if sae.omega_0 is not None:
+            sae.omega_0.copy_(randn(*sae.omega_0.shape, seed=6))
     return sae
 
 
@@ -83,28 +85,42 @@ def slow_pre_activations(sae: MultiScale, batch: Batch) -> Tensor:
     columns = []
     for latent in range(LATENTS):
         shares = [float(group_of(latent) == number) for number in range(4)]
-        y = batch.x - sae.b_dec
+        y = torch.zeros(B, T, D)
         for number in range(4):
             share = sae.mixture.softmax(0)[number, latent] if hasattr(sae, "mixture") else shares[number]
-            y = y + share * context[number]
+            own = sae.omega_0[number] if sae.omega_0 is not None else torch.ones(D)
+            y = y + share * (own * (batch.x - sae.b_dec) + context[number])
         columns.append(y @ sae.W_enc[:, latent] + sae.b_enc[latent])
     return torch.relu(torch.stack(columns, dim=-1))
 
 
 @pytest.mark.parametrize(("kernel", "causal"), [(2, True), (3, True), (5, True), (3, False), (4, False), (5, False)])
 @pytest.mark.parametrize("convolution", ["dilated", "mixture"])
+@pytest.mark.parametrize("token_weights", [False, True])
 def test_convolution_agrees_with_a_slow_loop_and_so_do_its_gradients(
-    convolution: str, kernel: int, causal: bool
+    token_weights: bool, convolution: str, kernel: int, causal: bool
 ) -> None:
-    sae, batch = new(convolution=convolution, kernel=kernel, causal=causal), packed()
+    sae = new(convolution=convolution, kernel=kernel, causal=causal, token_weights=token_weights)
+    batch = packed()
     weight = randn(B, T, LATENTS, seed=5)
     u, slow = sae.pre_activations(batch), slow_pre_activations(sae, batch)
     assert torch.allclose(u, slow, rtol=1e-5, atol=1e-5)  # float32 sums in another order
     names = ["omega", "W_enc", "b_enc", "b_dec"] + (["mixture"] if convolution == "mixture" else [])
+    names += ["omega_0"] if token_weights else []
     parameters = [sae.get_parameter(name) for name in names]
     ours, theirs = (torch.autograd.grad((values * weight).sum(), parameters) for values in (u, slow))
     for name, one, other in zip(names, ours, theirs, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-4), name
+
+
+@pytest.mark.parametrize("convolution", ["dilated", "mixture"])
+def test_the_direct_encoder_is_what_a_token_without_a_past_is_multiplied_with(convolution: str) -> None:
+    sae = new(convolution=convolution, token_weights=True)
+    x = randn(7, D, seed=8)
+    alone = torch.relu((x - sae.b_dec) @ sae.direct_encoder() + sae.b_enc)
+    assert torch.allclose(sae.pre_activations(Batch.of(x[:, None]))[:, 0], alone, atol=1e-5)
+    assert torch.equal(sae.as_affine().W_enc, sae.direct_encoder())
+    assert torch.equal(new(convolution=convolution).direct_encoder(), new(convolution=convolution).W_enc)
 
 
 def test_the_first_weights_see_no_past_and_encode_as_a_flat_sae() -> None:
@@ -341,6 +357,24 @@ def test_an_l1_penalty_may_take_the_place_of_the_budget() -> None:
     assert output.parts["sparsity"].item() == pytest.approx(0.05 * size, rel=1e-5)
 
 
+def test_token_weights_start_at_one_and_are_learned() -> None:
+    options = {"d_sae": LATENTS, "k": K, "window": T}
+    fixed, learned = (
+        learner_of(make_sae("multiscale", options | extra, D, 0, "test")) for extra in ({}, {"token_weights": True})
+    )
+    assert torch.equal(fixed.sae.encode(packed()), learned.sae.encode(packed()))
+    for step in range(9):
+        for run in (fixed, learned):
+            run.train_step(packed(randn(B, T, D, seed=step)), B * T)
+    assert isinstance(learned.sae, MultiScale)
+    assert learned.sae.omega_0 is not None
+    moved = (learned.sae.omega_0 - 1).norm(dim=1) / D**0.5
+    assert (moved > 0.005).all()
+    figures = learned.sae.inner_figures()
+    assert [float(figures[f"omega_token_{name}"]) for name in (1, 2, 4, 8)] == pytest.approx(moved.tolist())
+    assert set(learned.sae.state_dict()) - set(fixed.sae.state_dict()) == {"omega_0"}
+
+
 def test_omega_is_logged_for_each_scale() -> None:
     sae = new()
     with torch.no_grad():
@@ -366,6 +400,7 @@ def test_groups_of_one_dilation_are_told_apart() -> None:
         ({"dilations": [4, 2]}, "smallest first"),
         ({"d_sae": 3, "k": 2}, "4 dilations need as many latents"),
         ({"kernel": 1}, "greater than 1"),
+        ({"token_weights": True, "convolution": "none"}, "token_weights are those of a convolution"),
         ({"kernel": 2, "causal": False}, "causal = false needs a kernel of at least 3"),
     ],
 )
