@@ -27,7 +27,8 @@ from train.saes import make_sae, variant_class
 CONTEXT = 128  # tokens of a window: a document of the made-up data
 CALM = 16  # neighbours that are alike
 N_STEPS, STEP = 10_000, 9_000  # of a run so long, where all that ramps up is at work and no landmark is near
-LR = 1e-4
+LR = 1e-6
+SETTLED_ON = 1024  # tokens that a penalised variant's L0 is settled on
 ROUND = 4  # steps timed together: what a variant does in every second or fourth step counts with its share
 
 
@@ -99,7 +100,7 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
 def learner_for(
     variant: str, d_model: int, d_sae: int, k: int, device: torch.device, precision: torch.dtype, kernels: Kernels
 ) -> Learner:
-    """A learner late in a run.
+    """A learner late in a run: of a penalised variant k latents are active, as the end of a run would have it.
 
     Raises:
         ConfigError: no such variant, one without training steps, or options that do not fit.
@@ -107,9 +108,11 @@ def learner_for(
     cls = variant_class(variant)
     if not cls.trained:
         raise ConfigError(f"--variant {variant}: a reference, which takes no training steps.")
-    options = {"d_sae": d_sae} | ({"k": k} if "k" in cls.Config.model_fields else {})
+    options = {"d_sae": d_sae} | {name: k for name in ("k", "target_l0") if name in cls.Config.model_fields}
     sae = make_sae(variant, options, d_model, 0, f"--variant {variant}", context=CONTEXT)
     sae.start(1.0, torch.zeros(d_model))
+    if "target_l0" in options:
+        sae.calibrate(lambda: iter([sentences(SETTLED_ON, d_model)]))
     config = LearnerConfig(name=variant, variant=variant, lr=LR)
     learner = Learner(config, sae, N_STEPS, device, precision, kernels)
     learner.step = STEP

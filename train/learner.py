@@ -93,7 +93,7 @@ class Learner:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
         self.shards = shards
         self.sae = sae.to(device)
-        share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 1.0
+        share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 0.0  # others look at every step
         pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device, share))
         self.sae.sparse = sae.can_be_sparse and pays and shards is None
         for parameter in self.sae.parameters():

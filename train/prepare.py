@@ -267,15 +267,11 @@ def prepare(run: Run) -> None:
 
 
 def say_who_steps_plainly(run: Run) -> None:
-    """A line if `--kernels sparse` is asked for and some learners cannot have it."""
-    if run.config.kernels != "sparse" or not run.ranks.first:
-        return
+    """A line if `--kernels sparse` is asked for and cannot be had."""
     spread = run.ranks.in_step and run.ranks.mode == "latents"
-    variants = {learner.name: variant_class(learner.variant) for learner in run.config.learner}
-    plain = [name for name, variant in variants.items() if variant.trained and (spread or not variant.can_be_sparse)]
-    if plain:
-        why = "latents are spread over ranks" if spread else "there are no sparse ones of these variants"
-        say(f"--kernels sparse: plain steps for {', '.join(plain)}, since {why}")
+    if run.config.kernels == "sparse" and spread and run.ranks.first:
+        names = [learner.name for learner in run.config.learner if variant_class(learner.variant).trained]
+        say(f"--kernels sparse: plain steps for {', '.join(names)}, since latents are spread over ranks")
 
 
 def clear_rehearsals(folder: Path) -> None:

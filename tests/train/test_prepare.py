@@ -45,16 +45,6 @@ def test_a_finished_run_says_nothing_of_another_store(shared_store: Path, own_st
         run(own_store, tmp_path / "r", learner("topk"))
 
 
-def test_a_run_says_which_learners_cannot_have_sparse_steps(
-    shared_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run(shared_store, tmp_path / "r", learner("topk"), learner("gated"), kernels="sparse", steps=2)
-    said = "--kernels sparse: plain steps for gated, since there are no sparse ones of these variants"
-    assert said in capsys.readouterr().err
-    run(shared_store, tmp_path / "s", learner("topk"), kernels="sparse", steps=2)
-    assert "plain steps" not in capsys.readouterr().err
-
-
 @pytest.mark.parametrize("text", ["{}", '{"plan": {"chunks": 3}}', "[]"])
 def test_a_damaged_plan_is_one_error(store: Store, tmp_path: Path, text: str) -> None:
     (tmp_path / "data.json").write_text(text)
