@@ -209,12 +209,16 @@ class LocalCorpus:
 
     def _read_parquet(self, file: Path) -> Iterator[str]:
         from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
 
         try:
-            parquet = ParquetFile(file)
-        except ArrowException as error:
+            yield from self._parquet_texts(file)
+        except (ArrowException, OSError) as error:  # the end of the file is read first, pages as they come
             raise DataError(f"{file}: not a readable parquet file ({error}).") from None
+
+    def _parquet_texts(self, file: Path) -> Iterator[str]:
+        from pyarrow.parquet import ParquetFile
+
+        parquet = ParquetFile(file)
         names = parquet.schema_arrow.names
         if self.options.column not in names:
             hint = nearest(self.options.column, names)
@@ -258,25 +262,34 @@ class HubCorpus:
         }
 
     def documents(self, start: int = 0) -> Iterator[str]:
-        from datasets import load_dataset
-
-        revision = self.identity()["revision"]
-        try:
-            rows = load_dataset(
-                self.options.name, self.options.config, split=self.options.split, revision=revision, streaming=True
-            )
-        except Exception as error:
-            raise self._unreachable(error) from None
-        number = 0
-        for row in rows.shuffle(seed=self.options.seed, buffer_size=1):
-            if self.options.column not in row:
-                hint = nearest(self.options.column, row)
-                raise ConfigError(f"--corpus {self.options.name}: no column '{self.options.column}'.{hint}")
-            text = row[self.options.column]
+        number, column = 0, self.options.column
+        for row in self._rows():
+            if column not in row:
+                raise ConfigError(f"--corpus {self.options.name}: no column '{column}'.{nearest(column, row)}")
+            text = row[column]
+            if not isinstance(text, str | None):
+                kind = type(text).__name__
+                raise ConfigError(f"--corpus {self.options.name}: column '{column}' holds {kind}, not text.")
             if text and text.strip():
                 if number >= start:
                     yield text
                 number += 1
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """The rows, as they come over the network.
+
+        Raises:
+            ConfigError: they do not, or no longer.
+        """
+        from datasets import load_dataset
+
+        name, config, split = self.options.name, self.options.config, self.options.split
+        revision = self.identity()["revision"]
+        try:
+            rows = load_dataset(name, config, split=split, revision=revision, streaming=True)
+            yield from rows.shuffle(seed=self.options.seed, buffer_size=1)
+        except Exception as error:
+            raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> ConfigError:
         first = str(error).splitlines()[0] if str(error) else ""

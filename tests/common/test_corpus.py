@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import socket
+import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from common import corpus
-from common.corpus import CorpusOptions, LocalCorpus, StdlibCorpus, open_corpus, stdlib_documents
+from common.corpus import CorpusOptions, HubCorpus, LocalCorpus, StdlibCorpus, open_corpus, stdlib_documents
 from common.errors import ConfigError, DataError
 
 
@@ -120,6 +123,53 @@ def test_corpus_of_the_folder_one_is_in_has_its_name(folder: Path, monkeypatch: 
     assert open_corpus(CorpusOptions(name=".")).identity() == expected
     monkeypatch.chdir("deep")
     assert open_corpus(CorpusOptions(name="..")).identity() == expected
+
+
+def test_corpus_parquet_with_a_damaged_page_is_named(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [f"{number} grains" for number in range(3000)]}), tmp_path / "x.parquet")
+    data = bytearray((tmp_path / "x.parquet").read_bytes())
+    data[100:3000] = bytes(2900)
+    (tmp_path / "x.parquet").write_bytes(data)
+    with pytest.raises(DataError, match=r"x\.parquet: not a readable parquet file \("):
+        documents(tmp_path / "x.parquet")
+
+
+class Rows:
+    """A streamed data set of the hub, whose connection ends after its rows."""
+
+    def __init__(self, *rows: dict[str, object]) -> None:
+        self.rows = rows
+
+    def shuffle(self, seed: int, buffer_size: int) -> Iterator[dict[str, object]]:
+        yield from self.rows
+        raise ConnectionError("reset by peer")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Iterator[str]]:
+    """The documents of a hub data set of these rows."""
+    monkeypatch.setattr(HubCorpus, "identity", lambda self: {"revision": "f00d"})
+
+    def made(*rows: dict[str, object]) -> Iterator[str]:
+        streamed = SimpleNamespace(load_dataset=lambda *_, **__: Rows(*rows))
+        monkeypatch.setitem(sys.modules, "datasets", streamed)  # the real one takes seconds to import
+        return open_corpus(CorpusOptions(name="a/b")).documents(1)
+
+    return made
+
+
+def test_corpus_of_the_hub_gives_its_texts_until_it_breaks_off(hub: Callable[..., Iterator[str]]) -> None:
+    texts = hub({"text": "one"}, {"text": " "}, {"text": None}, {"text": "two"}, {"text": "three"})
+    assert [next(texts), next(texts)] == ["two", "three"]
+    with pytest.raises(ConfigError, match=r"--corpus a/b: .* can be reached \(ConnectionError: reset by peer\)\. "):
+        next(texts)
+
+
+def test_corpus_of_the_hub_names_a_wrong_column(hub: Callable[..., Iterator[str]]) -> None:
+    with pytest.raises(ConfigError, match=r"--corpus a/b: column 'text' holds int, not text\."):
+        next(hub({"text": 5}))
+    with pytest.raises(ConfigError, match=r"--corpus a/b: no column 'text'\. Did you mean 'texts'\?"):
+        next(hub({"texts": "one"}))
 
 
 def test_corpus_parquet_without_the_column_names_the_nearest(tmp_path: Path) -> None:
