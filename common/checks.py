@@ -10,7 +10,7 @@ import numpy as np
 
 from common.arrays import decode_chunk
 from common.errors import GranaryError, StoreError
-from common.files import crc32c, parse_json
+from common.files import parse_json
 from common.journal import Entry
 from common.layout import TOKENS, metadata_files, summary_array
 from common.store import Store
@@ -70,9 +70,9 @@ def check_metadata(store: Store) -> Iterator[Problem]:
 def check_content(store: Store, entry: Entry) -> str | None:
     """What is wrong with a chunk file of the right length, or None."""
     data = store.read_chunk(entry.array, entry.chunk) or b""
-    found = crc32c(data)
-    if found != entry.crc32c:
-        return f"checksum {found} but the journal says {entry.crc32c}"
+    wrong = store.check_checksum(entry, data)
+    if wrong is not None:
+        return wrong
     values = decode_chunk(store.spec(entry.array), data)[: entry.sequences]
     if entry.array == TOKENS:
         low, high, size = int(values.min()), int(values.max()), int(store.header["vocabulary"])

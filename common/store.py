@@ -239,13 +239,18 @@ class Store(Described):
         Raises:
             StoreError: they differ.
         """
+        wrong = self.check_checksum(entry, data)
+        if wrong is not None:
+            raise self.damaged(entry.array, entry.chunk, wrong)
+
+    def check_checksum(self, entry: Entry, data: bytes | np.ndarray) -> str | None:
+        """What is wrong with a chunk's bytes judging by their checksum, or None."""
         found = crc32c(data)
         if found == entry.crc32c:
-            return
+            return None
         # a harvest that extends the store may have rewritten the chunk since the journal was read
         fresh = Journal(self.journal.path).entries.get((entry.array, entry.chunk), entry)
-        if found != fresh.crc32c:
-            raise self.damaged(entry.array, entry.chunk, f"checksum {found} but the journal says {fresh.crc32c}")
+        return None if found == fresh.crc32c else f"checksum {found} but the journal says {fresh.crc32c}"
 
     def damaged(self, array: str, chunk: int, what: str) -> StoreError:
         return StoreError(f"{self.name} {array} chunk {chunk}: {what}. Run: harvest verify {self.name} --repair")

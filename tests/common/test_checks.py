@@ -70,3 +70,9 @@ def test_problems_name_altered_and_missing_files(tmp_path: Path) -> None:
     flip_bit(store.chunk_path("acts/a", 0))
     store.chunk_path("norms/a", 1).unlink()
     assert sorted(problem.array for problem in problems(store)) == ["acts/a", "norms/a"]
+
+
+def test_problems_are_none_where_a_harvest_rewrote_a_chunk_meanwhile(tmp_path: Path) -> None:
+    store, values = filled(tmp_path / "x.zarr")
+    Store.open(store.path).commit([("norms/a", 1, values["norms/a"][:4] + 1, {})])
+    assert list(problems(store)) == []
