@@ -1,4 +1,4 @@
-"""The contrastive variant against slow references."""
+"""The contrastive variant."""
 
 from __future__ import annotations
 
@@ -10,205 +10,12 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from train.config import LearnerConfig
+from tests.train.saes.contrasted import CLOCK, N_LATENTS, SMALL, WINDOW, D, batch_of, contrastive, learner_of, new
+from tests.warm import ROOT
 from train.data.batch import Batch
-from train.learner import Learner
 from train.saes import load_sae, make_sae, save_sae
-from train.saes.base import SAE
-from train.saes.contrast import draw_one, draw_places, earlier_places, info_nce, log_sum_of_negatives
-from train.saes.contrastive import Contrastive
-from train.saes.parts import generator_of
-from train.schedule import Clock
-
-D, N_LATENTS, WINDOW = 8, 40, 6
-SMALL = {"d_sae": N_LATENTS, "k": 10, "window": WINDOW, "keys": 20, "anchors": 7, "buffer": 40, "density_limit": 1.0}
-CLOCK = Clock(50, 100, 64)
-
-
-def new(variant: str = "contrastive", **options: object) -> SAE:
-    return make_sae(variant, SMALL | options if variant == "contrastive" else options, D, 0, "test")
-
-
-def contrastive(**options: object) -> Contrastive:
-    sae = new(**options)
-    assert isinstance(sae, Contrastive)
-    return sae
-
-
-def batch_of(n: int = 8, seed: int = 0) -> Batch:
-    """Windows of two documents each, a few places not valid."""
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(n, WINDOW, D, generator=generator) / D**0.5
-    doc = torch.stack([torch.tensor([2 * row] * 2 + [2 * row + 1] * (WINDOW - 2)) for row in range(n)]).int()
-    valid = torch.rand(n, WINDOW, generator=generator) > 0.2
-    return Batch.of(x, doc=doc, valid=valid)
-
-
-def learner_of(sae: SAE, n_steps: int, lr: float = 3e-3) -> Learner:
-    config = LearnerConfig(name="x", variant=sae.variant, lr=lr)
-    return Learner(config, sae, n_steps, torch.device("cpu"), torch.float32, "plain")  # sums in one order
-
-
-def test_drawn_places_are_valid_and_used_evenly() -> None:
-    batch = batch_of()
-    places = draw_places(batch.valid, batch.n_valid, 2 * batch.n_valid, generator_of(0, 0, torch.device("cpu")))
-    assert sorted(places.tolist()) == sorted(2 * batch.valid.flatten().nonzero()[:, 0].tolist())
-    again = draw_places(batch.valid, batch.n_valid, 20, generator_of(0, 0, torch.device("cpu")))
-    assert torch.equal(places[:20], again)
-    for seed, step in ((0, 1), (1, 0)):
-        other = draw_places(batch.valid, batch.n_valid, 20, generator_of(seed, step, torch.device("cpu")))
-        assert not torch.equal(again, other)
-
-
-@pytest.mark.parametrize("distinct", [False, True])
-def test_earlier_places_are_those_of_a_loop(distinct: bool) -> None:
-    batch = batch_of()
-    token = torch.randint(0, 2, batch.valid.shape, generator=torch.Generator().manual_seed(3)).int()
-    context = torch.stack([batch.doc, batch.pos, token], dim=-1)
-    batch = Batch(batch.x, batch.valid, batch.n_valid, lambda: context)
-    places = batch.valid.flatten().nonzero()[:, 0]
-    before, there = earlier_places(batch, places, 3, distinct)
-    for number, place in enumerate(places.tolist()):
-        row, t = divmod(place, WINDOW)
-        expected = {
-            row * WINDOW + s
-            for s in range(max(t - 3, 0), t)
-            if batch.valid[row, s]
-            and batch.doc[row, s] == batch.doc[row, t]
-            and not (distinct and token[row, s] == token[row, t])
-        }
-        assert set(before[number][there[number]].tolist()) == expected
-
-
-def test_one_of_the_allowed_is_drawn_and_each_in_its_turn() -> None:
-    allowed = torch.tensor([[True, False, True], [False, True, False]])
-    drawn = [draw_one(allowed, generator_of(0, step, torch.device("cpu")))[:, 0].tolist() for step in range(400)]
-    assert {second for _, second in drawn} == {1}
-    first = [one for one, _ in drawn]
-    assert set(first) == {0, 2}
-    assert 140 < first.count(0) < 260  # 200 of 400; six standard deviations of 10
-
-
-def slow_loss(sae: Contrastive, batch: Batch, latents: Tensor, clock: Clock) -> float:
-    """The mean over windows of InfoNCE, token by token, from the module's own draws."""
-    config, generator = sae.config, generator_of(sae.seed, clock.step, torch.device("cpu"))
-    high = latents[..., : sae.n_high].flatten(0, 1)
-    z = [row / row.norm() if row.any() else row for row in high]
-    doc = batch.doc.flatten().tolist()
-    places = draw_places(batch.valid, batch.n_valid, config.keys, generator)
-    keys = [(z[p], doc[p], p) for p in places.tolist()]
-    keys += [(row, int(d), -1) for row, d in zip(sae.negatives, sae.negative_docs, strict=True)]
-    means = []
-    for reach in config.contrast_windows:
-        before, there = earlier_places(batch, places[: config.anchors], reach)
-        if config.positives == "shuffled":
-            there = batch.doc.flatten()[places] != batch.doc.flatten()[places[: config.anchors], None]
-            before = places.expand(config.anchors, -1)
-        one = draw_one(there, generator)
-        losses = []
-        for a, place in enumerate(places[: config.anchors].tolist()):
-            s = int(before[a, one[a]])
-            if not there[a, one[a]] or not z[place].any() or not z[s].any():
-                continue
-            others = [
-                key
-                for key, d, p in keys
-                if key.any() and p not in (place, s) and (d != doc[place] or not config.same_document)
-            ]
-            views = []
-            for seen in (place, s) if config.symmetric else (place,):
-                negatives = sum(math.exp(float(z[seen] @ key) / config.tau) for key in others)
-                positive = math.exp(float(z[place] @ z[s]) / config.tau)
-                views.append(-math.log(positive / (positive + negatives)) / math.log(1 + len(others)))
-            losses.append(views)
-        assert losses
-        means += [sum(view) / len(view) for view in zip(*losses, strict=True)]
-    return sum(means) / len(means)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"same_document": False}, {"positives": "shuffled"}, {"same_document": False, "symmetric": True}]
-)
-def test_loss_is_that_of_a_loop(options: dict[str, object]) -> None:
-    sae = contrastive(contrast_windows=(1, 3), tau=0.5, **options)
-    for step in range(3):
-        batch = batch_of(seed=step)
-        clock = Clock(50 + step, 100, 64)
-        output = sae.training_pass(batch, clock)
-        expected = slow_loss(sae, batch, output.latents.detach(), clock)
-        sae.after_step(clock)
-        # float32 against float64 sums of some sixty terms
-        assert output.parts["contrastive"].item() == pytest.approx(0.1 * expected, rel=1e-4)
-    assert (sae.negatives != 0).any(1).sum() > 30  # the buffer took part in the last of them
-
-
-def test_equal_embeddings_cost_one_and_perfect_ones_nothing() -> None:
-    allowed, chosen = torch.ones(2, 5, dtype=torch.bool), torch.ones(2, 1, dtype=torch.bool)
-    count = torch.tensor([[5], [5]])
-    same = log_sum_of_negatives(torch.full((2, 5), 10.0), allowed)[:, None]
-    assert info_nce(torch.full((2, 1), 10.0), chosen, same, count, True).item() == pytest.approx(1.0)
-    assert info_nce(torch.full((2, 1), 10.0), chosen, same, count, False).item() == pytest.approx(math.log(6))
-    apart = log_sum_of_negatives(torch.full((2, 5), -30.0), allowed)[:, None]
-    assert info_nce(torch.full((2, 1), 10.0), chosen, apart, count, True).item() == pytest.approx(0.0, abs=1e-6)
-
-
-def test_anchors_without_negatives_or_positives_do_not_count() -> None:
-    similarity = torch.zeros(3, 2, requires_grad=True)
-    allowed = torch.tensor([[True, True], [False, False], [True, True]])
-    chosen = torch.tensor([[True], [True], [False]])
-    negatives = log_sum_of_negatives(similarity, allowed)[:, None]
-    loss = info_nce(torch.zeros(3, 1), chosen, negatives, allowed.sum(1, keepdim=True), False)
-    loss.backward()
-    assert loss.item() == pytest.approx(math.log(3))  # of the first alone: 1 / (1 + 2)
-    assert similarity.grad is not None
-    assert torch.isfinite(similarity.grad).all()
-    assert similarity.grad[1:].eq(0).all()
-
-
-@pytest.mark.parametrize("head", ["none", "random"])
-def test_similarities_are_float32_under_autocast(head: str) -> None:
-    sae = contrastive(head=head)
-    high, places = torch.rand(8, 2, sae.n_high, generator=torch.Generator().manual_seed(0)), torch.arange(16)
-    z = sae.embed(high, places)
-    exact = sae.similarity(z, z)
-    with torch.autocast("cpu", torch.bfloat16):
-        again = sae.embed(high, places)
-        assert torch.equal(again, z)
-        assert torch.equal(sae.similarity(again, again), exact)
-
-
-def test_the_buffer_holds_the_latest_embeddings_with_their_documents() -> None:
-    sae = contrastive()
-    pushed = []
-    for step in range(5):
-        batch = batch_of(seed=step)
-        output = sae.training_pass(batch, Clock(step, 100, 64))
-        sae.after_step(Clock(step, 100, 64))
-        places = draw_places(batch.valid, batch.n_valid, 20, generator_of(0, step, torch.device("cpu")))
-        high = output.latents.detach()[..., : sae.n_high].flatten(0, 1)[places]
-        pushed.append((torch.nn.functional.normalize(high, dim=-1), batch.doc.flatten()[places]))
-    # steps 0 1 2 3 4 went to the slots 0 1 0 1 0 of 20 each
-    assert torch.allclose(sae.negatives, torch.cat([pushed[4][0], pushed[3][0]]))
-    assert torch.equal(sae.negative_docs, torch.cat([pushed[4][1], pushed[3][1]]))
-
-
-def test_weight_rises_once_the_buffer_is_full() -> None:
-    sae = contrastive(ramp=0.1)  # full after two steps of 20, then ten steps of a hundred
-    weights = [sae.weight(Clock(step, 100, 64)) for step in (0, 1, 2, 6, 11, 60)]
-    assert weights == pytest.approx([0, 0, 0.01, 0.05, 0.1, 0.1])
-
-
-def test_dense_features_are_left_out_of_the_embeddings() -> None:
-    sae = contrastive(density_limit=0.5)
-    high = torch.zeros(2, 2, sae.n_high)
-    high[..., 0], high[0, 0, 1] = 3.0, 2.0
-    sae.follow_density_(high, 4, Clock(0, 100, 4))
-    assert sae.density[:3].tolist() == [1.0, 0.25, 0.0]
-    z = sae.embed(high, torch.tensor([0, 1]))
-    assert z[0, :2].tolist() == [0.0, 1.0]
-    assert z[1].eq(0).all()
-    sae.follow_density_(torch.zeros_like(high), 4, Clock(1, 100, 4))
-    assert sae.density[0].item() == pytest.approx(0.95)
+from train.saes.contrastive import Contrastive, ContrastiveConfig
+from train.settings import fit_config
 
 
 def test_groups_have_budgets_of_their_own() -> None:
@@ -248,9 +55,15 @@ def test_with_its_extras_off_it_is_flat_batchtopk() -> None:
         {"density_limit": 0.05},
         {"sparsity": "joint"},
         {"sparsity": "l1"},
+        {"key_momentum": 0.99},
+        {"centred": True},
+        {"density_limit": 1.0, "density_penalty": 1.0, "density_cap": 0.05},
+        {"freeze_b_dec": 0.2},
+        {"loss": "difference"},
         # the published form
         {"sparsity": "joint", "positives": "adjacent", "similarity": "dot", "symmetric": True, "tau": 1.0,
          "buffer": 0, "same_document": False, "density_limit": 1.0, "scale_free": False},
+        {"sparsity": "joint", "positives": "adjacent", "loss": "difference", "density_limit": 1.0},
     ],
     ids=str,
 )  # fmt: skip
@@ -264,15 +77,76 @@ def test_every_ablation_trains(options: dict[str, object]) -> None:
     assert 0 <= metrics["dropped_anchors"] <= 1
 
 
-def test_shuffled_positives_are_of_other_documents() -> None:
-    sae = contrastive(positives="shuffled")
-    batch = batch_of()
-    generator = generator_of(0, 0, torch.device("cpu"))
-    places = draw_places(batch.valid, batch.n_valid, 20, generator)
-    doc = batch.doc.flatten()
-    chosen, counts = sae.positives(batch, places[:7], places, doc[places], 8, generator)
-    assert counts.all()
-    assert (doc[chosen[:, 0]] != doc[places[:7]]).all()
+def test_the_example_has_every_ablation() -> None:
+    wanted: dict[str, set[object]] = {
+        "lambda_c": {0.0, 0.01, 0.03, 0.1, 0.3, 1.0}, "contrast_windows": {(8,), (16,), (32,), (8, 16, 32)},
+        "buffer": {0, 1024, 4096, 16_384, 65_536}, "tau": {0.05, 0.1, 0.3, 1.0}, "same_document": {True, False},
+        "positives": {"window", "adjacent", "multi", "earlier", "shuffled"}, "distinct_tokens": {False, True},
+        "head": {"none", "random", "learned"}, "centred": {False, True}, "key_momentum": {0.0, 0.99},
+        "density_limit": {0.1, 1.0}, "density_penalty": {0.0, 1.0}, "freeze_b_dec": {1.0, 0.2},
+        "loss": {"info_nce", "difference"}, "similarity": {"cosine", "dot"},
+    }  # fmt: skip
+    config = fit_config(ROOT / "docs" / "examples" / "contrastive-pythia-70m.toml", {}, (), {}, ())
+    options = [one.options for one in config.learner if one.variant == "contrastive"]
+    forms = [ContrastiveConfig(**one) for one in options]
+    for name, values in wanted.items():
+        assert {getattr(form, name) for form in forms} == values, name
+
+
+def test_b_dec_stays_from_its_step_on() -> None:
+    learner = learner_of(contrastive(freeze_b_dec=0.5, density_limit=1.0), 20)
+    seen = []
+    for step in range(20):
+        learner.train_step(batch_of(seed=step), 48)
+        seen.append((learner.sae.b_dec.clone(), learner.sae.W_enc.clone()))
+    assert not torch.equal(seen[8][0], seen[9][0])
+    assert torch.equal(seen[9][0], seen[19][0])
+    assert not torch.equal(seen[18][1], seen[19][1])
+
+
+def test_offset_of_b_dec_is_its_distance_from_the_mean_of_valid_tokens() -> None:
+    sae, batch = contrastive(), batch_of()
+    with torch.no_grad():
+        sae.b_dec += 0.3
+    expected = (sae.b_dec - batch.x[batch.valid].mean(0)).norm()
+    assert sae.training_pass(batch, CLOCK).extra["b_dec_offset"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_density_penalty_makes_dense_features_rarer() -> None:
+    densest = []
+    for penalty in (0.0, 10.0):
+        sae = contrastive(density_limit=1.0, density_penalty=penalty, density_cap=0.3)
+        learner = learner_of(sae, 40, lr=1e-2)
+        for step in range(40):
+            learner.train_step(batch_of(seed=step), 48)
+        densest.append(float(sae.contrast.density.max()))
+    assert densest[1] < densest[0] - 0.1, densest
+
+
+def test_a_run_goes_on_with_all_that_the_loss_keeps() -> None:
+    options: dict[str, object] = {"key_momentum": 0.9, "centred": True, "density_penalty": 1.0, "freeze_b_dec": 0.5}
+    whole = learner_of(contrastive(**options), 20)
+    for step in range(8):
+        whole.train_step(batch_of(seed=step), 48)
+    kept = {kind: {name: value.clone() for name, value in each.items()} for kind, each in whole.tensors().items()}
+    again = learner_of(contrastive(**options), 20)
+    again.restore(kept, whole.facts())
+    for step in range(8, 16):
+        for learner in (whole, again):
+            learner.train_step(batch_of(seed=step), 48)
+    for name, value in whole.sae.state_dict().items():
+        assert torch.equal(value, again.sae.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("head", ["none", "random", "learned"])
+def test_files_of_before_the_loss_was_apart_still_load(head: str) -> None:
+    sae = contrastive(head=head)
+    learner_of(sae, 20).train_step(batch_of(), 48)
+    old = {name.replace("contrast.", ""): value for name, value in sae.state_dict().items()}
+    assert set(old) >= {"density", "negatives", "negative_docs"}
+    loaded = contrastive(head=head)
+    loaded.load_state_dict(old)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in sae.state_dict().items())
 
 
 def topic_batch(step: int, topics: Tensor, words: Tensor) -> Batch:
@@ -303,14 +177,18 @@ def test_the_loss_draws_the_codes_of_a_document_together() -> None:
     assert apart[1] > apart[0] + 0.1
 
 
-def test_a_trained_sae_keeps_no_negatives(tmp_path: Path) -> None:
-    sae = contrastive()
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_trained_sae_keeps_no_negatives_and_no_second_encoder(tmp_path: Path, momentum: float) -> None:
+    sae = contrastive(key_momentum=momentum)
     learner_of(sae, 20).train_step(batch_of(), 48)
-    assert sae.negatives.any()
+    assert sae.contrast.negatives.any()
     sae.fold()
     save_sae(sae, tmp_path, {})
     loaded = load_sae(tmp_path)
-    assert loaded.state_dict()["negatives"].shape == (0, sae.n_high)
+    state = loaded.state_dict()
+    assert state["contrast.negatives"].shape == (0, sae.n_high)
+    assert all(not value.numel() for name, value in state.items() if "slow" in name)
+    assert any("slow" in name for name in state) == (momentum > 0)
     assert torch.equal(loaded.encode(torch.ones(3, D)), sae.encode(torch.ones(3, D)))
 
 
@@ -321,6 +199,8 @@ def test_a_trained_sae_keeps_no_negatives(tmp_path: Path) -> None:
         ({"buffer": 10}, "buffer = 10 is less than keys = 20"),
         ({"k_high": 10}, "k_high = 10 leaves nothing of k = 10"),
         ({"high_share": 0.01}, r"high_share = 0\.01 of d_sae = 40 leaves an empty group"),
+        ({"loss": "difference", "key_momentum": 0.9}, "key_momentum is of embeddings, and loss = difference compares"),
+        ({"loss": "difference", "head": "random"}, "head is of embeddings"),
         ({"contrast_windows": (0,)}, r"contrast_windows = \(0,\): each must be at least 1"),
     ],
 )
