@@ -31,17 +31,15 @@ from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention, softmax_attention
-from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability
+from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability, prune_rows
 from train.saes.sparsity import Sparsity
+from train.saes.stages import stage_of, warmth
 from train.schedule import Clock
 
 HEADS, RANK = 4, 16  # of the encoder's attention
 MODULATION_RANK = 8  # of the position term
 LAGS = 16
 CODE_RANK = 16  # of the decoder's attention, one head
-STAGES = ((0.0, 16), (0.1, 8), (0.2, 4), (0.35, 2), (0.5, 1))  # from this share of the run: span / this
-OWN_WARMUP = 0.05  # share of the run after a stage begins over which temporal rates rise from half; at most …
-MAX_WARMUP_STEPS = 500
 PENALTY_FROM = 0.5  # share of the run before the penalty on position gates
 OWN_DRAWS = 1_000_003  # added to the seed: temporal weights are drawn apart from the shared ones
 ATTENTIONS = {  # what is summed, and φ: softmax takes queries and keys as they are
@@ -75,6 +73,10 @@ class RelationalConfig(KeptConfig):
         False, description="A hard-concrete gate per temporal latent on its position term; off: unhelpful gates close."
     )
     position_penalty: float = Field(1e-3, ge=0, description="λ_z, on open position gates, in the second half.")
+    prune_positions: float = Field(
+        0.0, ge=0, lt=1, description="Explained variance that dropping position rows at the end may cost; 0: all stay."
+    )
+    gate_bias: float = Field(-2.0, description="b of the gate at the start; 0 opens it where terms stay unused.")
     joint: bool = Field(False, description="One budget for both groups; the temporal one then starves.")
     no_position: bool = Field(False, description="Ablation: no position term.")
     no_attention: bool = Field(False, description="Ablation: no attention in the encoder.")
@@ -86,6 +88,10 @@ class RelationalConfig(KeptConfig):
     def _consistent(self) -> RelationalConfig:
         if self.gate_penalty > 0 and not self.gated:
             raise ValueError("gate_penalty has no gate to act on: no_gate, or no_attention with no_position, is set")
+        if self.gate_bias != -2.0 and not self.gated:
+            raise ValueError("gate_bias has no gate to act on: no_gate, or no_attention with no_position, is set")
+        if self.prune_positions > 0 and self.no_position:
+            raise ValueError("prune_positions drops rows of the position term, which no_position leaves out")
         if self.position_gate and self.no_position:
             raise ValueError("position_gate gates the position term, which no_position leaves out: set one of them")
         if self.attention == "softmax" and self.memory == "lags":
@@ -96,11 +102,6 @@ class RelationalConfig(KeptConfig):
     def gated(self) -> bool:
         """Whether there is a gate g: something for it to let through."""
         return not self.no_gate and not (self.no_attention and self.no_position)
-
-
-def stage_of(progress: float) -> tuple[float, int]:
-    """Where in the run the present stage began, and by what it divides the span."""
-    return max(stage for stage in STAGES if stage[0] <= progress)
 
 
 @final
@@ -158,16 +159,14 @@ class Relational(SAE):
             if config.position_gate:
                 self.z = nn.Parameter(torch.full((n,), 2.0))
         if config.gated:
-            self.w_gate, self.b_gate = zeros(d_in + HEADS * RANK), nn.Parameter(torch.tensor(-2.0))
+            self.w_gate, self.b_gate = zeros(d_in + HEADS * RANK), nn.Parameter(torch.tensor(config.gate_bias))
         if not config.no_dec_temporal:
             n_read = self.n_read = n if config.decoder_reads == "temporal" else config.d_sae
             self.E_y = drawn(n_read, config.decoder_rank, std=config.decoder_rank**-0.5)
             self.W_O = zeros(config.decoder_rank, d_in)
             if lags:
-                self.Q_y, self.L_y = (
-                    zeros(n_read, config.decoder_rank),
-                    nn.Parameter(falling.repeat(1, config.decoder_rank)),
-                )
+                self.Q_y = zeros(n_read, config.decoder_rank)
+                self.L_y = nn.Parameter(falling.repeat(1, config.decoder_rank))
             else:
                 # codes of a token are about .5 long: with unit normal weights φ tells tokens apart from the start
                 self.Q_y, self.K_y = drawn(n_read, CODE_RANK, std=1.0), drawn(n_read, CODE_RANK, std=1.0)
@@ -189,12 +188,21 @@ class Relational(SAE):
         v = (h @ self.W_V).unflatten(-1, (HEADS, RANK))
         return self.attend(q, k, v, batch, self.span).flatten(-2)
 
+    def gated_rows(self, clock: Clock | None) -> Float[Tensor, "G M"]:
+        """U, its rows gated where there are gates."""
+        if not self.config.position_gate:
+            return self.U
+        draws = None if clock is None else generator_of(self.seed, clock.step, self.V.device)
+        return self.U * hard_concrete(self.z, draws)[:, None]
+
+    def position_rows(self) -> Float[Tensor, "G P"]:
+        """U V, what is added to each temporal latent by bucket."""
+        return self.gated_rows(None) @ self.V
+
     def position_term(self, batch: Batch, clock: Clock | None) -> Float[Tensor, "B T G"]:
         """(U V)_{·,β(p)}, rows gated; 0 where the position is unknown."""
-        draws = None if clock is None else generator_of(self.seed, clock.step, self.V.device)
-        gates = hard_concrete(self.z, draws)[:, None] if self.config.position_gate else 1.0
         chosen = one_of_buckets(batch.pos, self.V)
-        return (chosen @ self.V.t() @ (self.U * gates).t()).float()
+        return (chosen @ self.V.t() @ self.gated_rows(clock).t()).float()
 
     def terms(self, batch: Batch, clock: Clock | None) -> dict[str, Tensor]:
         """What is added to the temporal group's pre-activations, gated, and the gate [B, T, 1]; {} if nothing is."""
@@ -286,25 +294,19 @@ class Relational(SAE):
 
     def span_at(self, clock: Clock) -> int:
         """Places attention reads at a step."""
-        return (
-            self.config.span if self.config.no_curriculum else max(1, self.config.span // stage_of(clock.progress)[1])
-        )
+        divisor = 1 if self.config.no_curriculum else stage_of(clock.progress)[1]
+        return max(1, self.config.span // divisor)
 
     def rates(self, clock: Clock) -> tuple[float, float]:
         """Temporal weights begin each new stage at half their rate, whole after 5 % of the run, 500 steps at most."""
-        began, _ = stage_of(clock.progress)
-        if self.config.no_curriculum or self.config.memory == "lags" or began == 0:
-            return 1.0, self.config.temporal_lr
-        warmup = min(MAX_WARMUP_STEPS, OWN_WARMUP * clock.n_steps)
-        done = min((clock.progress - began) * clock.n_steps / warmup, 1.0)
-        return 1.0, self.config.temporal_lr * (0.5 + 0.5 * done)
+        staged = not self.config.no_curriculum and self.config.memory == "attention"
+        return 1.0, self.config.temporal_lr * (warmth(clock) if staged else 1.0)
 
     def penalties(self, terms: dict[str, Tensor], batch: Batch, clock: Clock) -> dict[str, Tensor]:
         parts = {}
         if self.config.gate_penalty and "gate" in terms:
-            parts["gate"] = (
-                self.config.gate_penalty * masked(terms["gate"], batch.valid, batch.n_valid).sum() / batch.n_valid
-            )
+            total = masked(terms["gate"], batch.valid, batch.n_valid).sum()
+            parts["gate"] = self.config.gate_penalty * total / batch.n_valid
         if self.config.position_gate and not self.config.no_position:
             weight = self.config.position_penalty if clock.progress >= PENALTY_FROM else 0.0
             parts["position_gates"] = weight * open_probability(self.z).mean()
@@ -321,8 +323,15 @@ class Relational(SAE):
         return ratios | {"gate": masked(terms["gate"], batch.valid, batch.n_valid).sum() / batch.n_valid}
 
     @torch.no_grad()
+    def inner_figures(self) -> dict[str, Tensor]:
+        """Share of the temporal latents with a position row, where rows are pruned."""
+        return {"position_rows": self.U.any(-1).float().mean()} if self.config.prune_positions > 0 else {}
+
+    @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:
         def groups(batch: Batch) -> list[Tensor]:
             return [torch.relu(u[batch.valid]) for u in self.pre_activations(batch, self.terms(batch, None))]
 
-        return self.sparsity.calibrate(lambda: (groups(batch) for batch in batches()))
+        tolerance = self.config.prune_positions
+        pruned = prune_rows(self, batches, tolerance) if tolerance > 0 else {}
+        return pruned | self.sparsity.calibrate(lambda: (groups(batch) for batch in batches()))
