@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from train.config import DataConfig
 from train.data.batch import Batch
 from train.data.mapping import bring_in, can_map, map_side_by_side
 from train.data.plan import DataPlan, plan_data
+from train.data.shuffle import Piece
 from train.data.split import (
     ChunkIndex,
     held_out_documents,
@@ -61,6 +63,10 @@ class Pool:
         """True [1, 1]: windows of one position lie at wanted ones only."""
         return torch.ones(1, 1, dtype=torch.bool, device=self.acts.device)
 
+    def n_valid(self, window: int, start: int, stop: int) -> int:
+        """Wanted positions in windows `start` to `stop` of the pool's order."""
+        return stop - start if window == 1 else int(self.counts[window][start:stop].sum())
+
     def gather(self, window: int, start: int, stop: int, out: torch.Tensor | None = None) -> Batch:
         """Windows `start` to `stop` of the pool's order. All on the pool's device: nothing waits for a copy."""
         starts = self.windows[window][start:stop]
@@ -72,7 +78,7 @@ class Pool:
         return Batch(
             x=x.view(*shape, -1),
             valid=self.always.expand(shape) if window == 1 else self.wanted[rows].view(shape),
-            n_valid=len(starts) if window == 1 else int(self.counts[window][start:stop].sum()),
+            n_valid=self.n_valid(window, start, stop),
             read_context=lambda: torch.index_select(self.context, 0, rows).view(*shape, 3),
         )
 
@@ -99,6 +105,7 @@ class Batches:
         self._verified: set[tuple[str, int]] = set()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pool-reader")
         self._pools: dict[tuple[int, int], Future[Pool]] = {}
+        self._recent: deque[list[tuple[int, int]]] = deque(maxlen=len(self._orders))  # pools of the latest batches
         self._out: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     @classmethod
@@ -120,27 +127,46 @@ class Batches:
         Raises:
             StoreError: a chunk does not match its checksum (each is checked when it is first read).
         """
+        return self._gather(self._open(step, n_windows, window), step, n_windows, window, reuse)
+
+    def share(self, step: int, n_windows: int, window: int, rank: int, size: int, reuse: bool = False) -> Batch:
+        """Of batch number `step` the rows of one of `size` ranks, as many for each; `n_valid` is the whole batch's."""
+        whole = self._open(step, n_windows, window)
+        own = list(self._orders[window].pieces(step * size + rank, n_windows // size))
+        rows = self._gather(own, step, n_windows // size, window, reuse)
+        return replace(rows, n_valid=sum(self._pool(p).n_valid(window, p.start, p.stop) for p in whole))
+
+    def _open(self, step: int, n_windows: int, window: int) -> list[Piece]:
+        """Where a batch lies. Its pools are read, and the next; those of no recent batch are let go.
+
+        Recent are as many batches as there are window lengths, since learners with long windows may be far from those
+        with short ones: with `within_document` a pass has fewer of theirs.
+        """
         pieces = list(self._orders[window].pieces(step, n_windows))
-        parts = []
-        for piece in pieces:
-            pool = self._pool(piece.pass_number, piece.pool)
-            out = self._buffer(n_windows, window, step) if reuse and len(pieces) == 1 else None
-            parts.append(pool.gather(window, piece.start, piece.stop, out))
+        keys = [(piece.pass_number, piece.pool) for piece in pieces]
+        pass_number, pool = keys[-1]
+        last = pool + 1 == self._any_order.pools_per_pass
+        keys.append((pass_number + 1, 0) if last else (pass_number, pool + 1))
+        self._recent.append(keys)
+        for gone in self._pools.keys() - {key for recent in self._recent for key in recent}:
+            self._pools.pop(gone).cancel()
+        for key in keys:
+            if key not in self._pools:
+                self._pools[key] = self._thread.submit(self.load_pool, *key)
+        return pieces
+
+    def _gather(self, pieces: list[Piece], step: int, n_windows: int, window: int, reuse: bool) -> Batch:
+        out = self._buffer(n_windows, window, step) if reuse and len(pieces) == 1 else None
+        parts = [self._pool(piece).gather(window, piece.start, piece.stop, out) for piece in pieces]
         batch = Batch.join(parts)
         self.read_bytes += batch.x.nbytes
         return batch
 
-    def share(self, step: int, n_windows: int, window: int, rank: int, size: int, reuse: bool = False) -> Batch:
-        """Of batch number `step` the rows of one of `size` ranks, as many for each; `n_valid` is the whole batch's."""
-        rows = self.batch(step * size + rank, n_windows // size, window, reuse)
-        return replace(rows, n_valid=self._n_valid(step, n_windows, window))
-
-    def _n_valid(self, step: int, n_windows: int, window: int) -> int:
-        """Valid positions of batch number `step`, without reading it."""
-        if window == 1:
-            return n_windows
-        pieces = self._orders[window].pieces(step, n_windows)
-        return sum(int(self._pool(p.pass_number, p.pool).counts[window][p.start : p.stop].sum()) for p in pieces)
+    def _pool(self, piece: Piece) -> Pool:
+        started = time.monotonic()
+        pool = self._pools[piece.pass_number, piece.pool].result()
+        self.waited_s += time.monotonic() - started
+        return pool
 
     def _buffer(self, n_windows: int, window: int, step: int) -> torch.Tensor:
         key = (n_windows, window)  # not the number of rows: batches of two window lengths are in use at once
@@ -149,29 +175,6 @@ class Batches:
             dtype = TORCH[self.store.hooks[self.plan.hook]["dtype"]]
             self._out[key] = [torch.empty(shape, dtype=dtype, device=self.device) for _ in range(2)]
         return self._out[key][step % 2]
-
-    def _pool(self, pass_number: int, pool: int) -> Pool:
-        key = (pass_number, pool)
-        if key not in self._pools:
-            self._load(key)
-        future = self._pools[key]
-        started = time.monotonic()
-        loaded = future.result()
-        self.waited_s += time.monotonic() - started
-        following = (pass_number, pool + 1) if pool + 1 < self._any_order.pools_per_pass else (pass_number + 1, 0)
-        if following not in self._pools:
-            self._forget(key)
-            self._load(following)
-        return loaded
-
-    def _load(self, key: tuple[int, int]) -> None:
-        self._pools[key] = self._thread.submit(self.load_pool, *key)
-
-    def _forget(self, key: tuple[int, int]) -> None:
-        # learners with other windows may be one pool behind; whatever is older or elsewhere goes
-        previous = [old for old in self._pools if old < key]
-        for old in previous[:-1] + [new for new in self._pools if new > key]:
-            self._pools.pop(old).cancel()
 
     def load_pool(self, pass_number: int, pool: int) -> Pool:
         """Map and index the chunks of one pool; checks each chunk's checksum the first time it is read."""

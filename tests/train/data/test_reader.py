@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.stores import flip_bit
 from tests.train.data.settings import data_config
 from train.data.batch import Batch
 from train.data.plan import plan_data
-from train.data.reader import Batches
+from train.data.reader import Batches, Pool
 from train.data.shuffle import key_of, permutation
 from train.data.split import held_out_documents
 
@@ -195,7 +196,55 @@ def test_next_pool_is_read_ahead(batches: Batches) -> None:
     last = batches.plan.order(1).pools_per_pass - 1
     n = batches.windows_per_pass()
     batches.batch(n - 1, 1)
-    assert set(batches._pools) == {(0, 1), (0, last), (1, 0)}  # the one before stays for slower learners
+    assert set(batches._pools) == {(0, last), (1, 0)}
+
+
+def test_window_lengths_far_apart_keep_their_pools(store: Store) -> None:
+    """One at the end of its pass, the other at the start: no pool is read twice."""
+    reader = Batches(store, plan_data(store, data_config(), 0, {1, 8}))
+    read: list[tuple[int, int]] = []
+    load_pool = reader.load_pool
+
+    def noted(pass_number: int, pool: int) -> Pool:
+        read.append((pass_number, pool))
+        return load_pool(pass_number, pool)
+
+    reader.load_pool = noted  # type: ignore[method-assign]
+    far = reader.windows_per_pass(8) // 8 - 5
+    for step in range(4):
+        reader.batch(step, 64)
+        reader.batch(far + step, 8, window=8)
+    reader.close()
+    assert len(read) == len(set(read))
+    assert len(read) >= 4
+
+
+def test_pools_of_a_window_length_that_is_asked_for_no_more_are_let_go(store: Store) -> None:
+    reader = Batches(store, plan_data(store, data_config(), 0, {1, 8}))
+    last = reader.plan.order(1).pools_per_pass - 1
+    reader.batch(0, 8, window=8)
+    for step in (1, 2):
+        reader.batch(reader.windows_per_pass() - step, 1)
+    assert set(reader._pools) == {(0, last), (1, 0)}
+    reader.close()
+
+
+def test_ranks_that_share_a_batch_read_each_pool_once(store: Store) -> None:
+    """The second rank's rows lie behind the first's, and both count those of the whole batch."""
+    for rank in (0, 1):
+        reader = Batches(store, plan_data(store, data_config(), 0, {8}))
+        read: list[tuple[int, int]] = []
+        load_pool = reader.load_pool
+
+        def noted(pass_number: int, pool: int, read: list[tuple[int, int]] = read, load_pool: Any = load_pool) -> Pool:
+            read.append((pass_number, pool))
+            return load_pool(pass_number, pool)  # type: ignore[no-any-return]
+
+        reader.load_pool = noted  # type: ignore[method-assign]
+        for step in range(reader.windows_per_pass(8) // 20):
+            reader.share(step, 20, 8, rank, 2)
+        reader.close()
+        assert len(read) == len(set(read))
 
 
 def test_no_more_than_three_pools_are_open(batches: Batches) -> None:
