@@ -69,6 +69,8 @@ def open_corpus(options: CorpusOptions) -> Corpus:
     """
     if options.name.partition(":")[0] == "stdlib":
         return StdlibCorpus(options)
+    if not options.name:
+        raise ConfigError("--corpus: it is empty. Name a hub data set, a local file or folder, or stdlib.")
     path = Path(options.name).expanduser()
     if path.exists():
         return LocalCorpus(options, path)
@@ -156,9 +158,14 @@ class LocalCorpus:
     def _files(self) -> list[Path]:
         if self.path.is_file():
             return [self.path] if self.path.suffix in TEXT_SUFFIXES else []
-        files = sorted(file for file in self.path.rglob("*") if file.suffix in TEXT_SUFFIXES and file.is_file())
+        files = sorted(file for file in self.path.rglob("*") if file.suffix in TEXT_SUFFIXES and self._is_text(file))
         random.Random(self.options.seed).shuffle(files)
         return files
+
+    def _is_text(self, file: Path) -> bool:
+        """Whether it is a file and no store's: under `--corpus .` lies the journal of `cache/<name>.zarr`."""
+        folders = file.relative_to(self.path).parts[:-1]
+        return file.is_file() and not any(folder.endswith(".zarr") for folder in folders)
 
     def identity(self) -> dict[str, Any]:
         base = self.path if self.path.is_dir() else self.path.parent

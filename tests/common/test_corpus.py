@@ -66,6 +66,19 @@ def test_corpus_folder_holds_every_text_under_it_in_an_order_of_the_seed(folder:
     assert documents(folder, seed=3) == documents(folder, seed=3)
 
 
+def test_corpus_folder_leaves_out_the_stores_under_it(folder: Path) -> None:
+    before = open_corpus(CorpusOptions(name=str(folder))).identity()
+    (folder / "cache" / "x.zarr").mkdir(parents=True)
+    (folder / "cache" / "x.zarr" / "journal.jsonl").write_text('{"array": "tokens"}\n')
+    assert open_corpus(CorpusOptions(name=str(folder))).identity() == before
+
+
+def test_corpus_without_a_name_is_not_the_folder_one_is_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    with pytest.raises(ConfigError, match="--corpus: it is empty"):
+        open_corpus(CorpusOptions(name=""))
+
+
 @pytest.mark.parametrize("start", [0, 1, 3, 7, 9])
 def test_corpus_documents_from_a_start_equal_skipping(folder: Path, start: int) -> None:
     opened = open_corpus(CorpusOptions(name=str(folder)))
