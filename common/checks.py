@@ -39,16 +39,13 @@ def problems(store: Store, before_each: Callable[[], None] = lambda: None) -> It
         yield Problem("journal.jsonl", None, f"line {number} does not match its checksum")
     if store.journal.torn_bytes:
         yield Problem("journal.jsonl", None, f"unfinished last line ({store.journal.torn_bytes} bytes)")
-    known = set(store.array_names())
-    for (array, chunk), entry in sorted(store.journal.entries.items()):
-        if array not in known or chunk >= store.n_chunks:
-            continue
+    for entry in store.held():
         before_each()
-        wrong = store.check_size(array, chunk)
+        wrong = store.check_size(entry.array, entry.chunk)
         if wrong is None:
             wrong = check_content(store, entry)
         if wrong is not None:
-            yield Problem(array, chunk, wrong)
+            yield Problem(entry.array, entry.chunk, wrong)
     for hook in store.hooks:
         before_each()
         yield from check_summary(store, hook)

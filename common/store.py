@@ -149,6 +149,15 @@ class Store(Described):
             if chunk < self.n_chunks and entry.sequences >= self.sequences_in(chunk)
         ]
 
+    def held(self) -> list[Entry]:
+        """Committed chunks, by array and number; tokens that a dry corpus left beyond the length are none of it."""
+        known = set(self.array_names())
+        return [
+            entry
+            for (array, chunk), entry in sorted(self.journal.entries.items())
+            if array in known and chunk < self.n_chunks
+        ]
+
     def usable_chunks(self, hook: str) -> list[int]:
         """Chunks whose tokens and activations at `hook` are all committed."""
         wanted = (TOKENS, DOCUMENTS, *chunk_arrays(self.header, hook))

@@ -29,7 +29,7 @@ def describe(store: Store) -> dict[str, Any]:
         "chunk_sequences": store.chunk_sequences,
         "chunks": store.n_chunks,
         "harvested": f"{int(100 * share)} %",  # rounded down: 100 % is all of it
-        "size": format_bytes(sum(entry.size_bytes for entry in store.journal.entries.values())),
+        "size": format_bytes(sum(entry.size_bytes for entry in store.held())),
         "special_tokens": store.special_tokens,
         "hooks": hooks,
         "identity": store.identity,

@@ -109,7 +109,7 @@ def outcome(store: Store, tokenise_s: float, done: Harvested) -> Outcome:
         tokens_harvested_now=done.tokens,
         seconds={"tokenise": round(tokenise_s, 3), "forward": round(done.seconds, 3)},
         tokens_per_s=round(done.tokens / done.seconds, 1) if done.tokens else None,
-        bytes=sum(entry.size_bytes for entry in store.journal.entries.values()),
+        bytes=sum(entry.size_bytes for entry in store.held()),
         wait_share=round(done.waited_s / max(done.seconds, 1e-9), 4),
         nonfinite=done.nonfinite,
     )

@@ -47,7 +47,7 @@ def verify(path: Path, stop: Stop) -> Report:
 
     store = Store.open(path)
     problems = [*problems_of(store, go_on), *check_truth(store)]
-    return Report(problems, len(store.journal.entries), count_missing(store))
+    return Report(problems, len(store.held()), count_missing(store))
 
 
 def count_missing(store: Store) -> int:

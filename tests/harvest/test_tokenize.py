@@ -11,7 +11,9 @@ from common.errors import DataError
 from common.layout import DOCUMENTS, TOKENS, acts_array
 from common.stopping import Stop
 from common.store import Store
+from harvest.info import describe
 from harvest.run import harvest
+from harvest.verify import verify
 from tests.conftest import HOOK, harvest_config
 from tests.harvest.conftest import go, small
 from tests.stores import metadata_files, unequal
@@ -69,6 +71,19 @@ def test_harvest_extension_that_the_corpus_cannot_fill_leaves_the_store_as_it_wa
     assert store.usable_chunks(HOOK) == [0, 1]
     assert list(problems(store)) == []
     assert go(config).tokens_harvested_now == 0
+
+
+def test_tokens_beyond_the_length_of_a_store_are_not_counted(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("a" * 1600)  # 51 sequences of 32: three whole chunks
+    config = small(tiny_model, tmp_path / "x.txt", tmp_path / "x.zarr", tokens=640)
+    size = go(config).bytes
+    checked, shown = verify(config.store_path(), Stop()).checked, describe(Store.open(config.store_path()))
+    with pytest.raises(DataError, match="it ran dry at 1,632 tokens"):
+        go(config.model_copy(update={"tokens": 3200}))
+    assert (TOKENS, 2) in Store.open(config.store_path()).journal.entries
+    assert go(config).bytes == size
+    assert verify(config.store_path(), Stop()).checked == checked
+    assert describe(Store.open(config.store_path())) == shown
 
 
 def test_the_same_command_restores_a_tokens_file_that_is_gone(tiny_model: Path, texts: Path, tmp_path: Path) -> None:
