@@ -37,7 +37,7 @@ def option_for(name: str, field: FieldInfo) -> Callable[[Callable[..., Any]], An
         help_text += f"  [default: {shown}]"
     kind = plain_type(field.annotation)
     if kind is bool:
-        names = f"{flag}/--no-{name.replace('_', '-')}" if default else flag
+        names = f"{flag}/--no-{name.replace('_', '-')}" if default is not False else flag
         return click.option(
             names, name, default=None, is_flag=True, help=help_text, expose_value=False, callback=keep_given(field)
         )

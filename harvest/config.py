@@ -49,6 +49,10 @@ class HarvestConfig(Settings):
         "auto", description="Type the model computes in; auto: float32 on a CPU, bfloat16 on a GPU."
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
+    compile: bool | None = Field(
+        None,
+        description="Compile the model's blocks: a minute, then faster passes; default: as the store began.",
+    )
     batch_size: Count | None = Field(
         None,
         gt=0,

@@ -163,6 +163,7 @@ def pass_of(cluster: Cluster, plan: Plan, store: Store, hooks: list[str]) -> Pas
             device=cluster.device,
             dtype=plan.identity["model_dtype"],
             identity=canonical_json(source.identity()),
+            compiled_for=tuple(store.hooks) if plan.config.compile else (),
         ),
         widths=tuple((hook, store.d_model(hook)) for hook in hooks),
         dtype=store.identity["dtype"],

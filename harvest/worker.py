@@ -28,6 +28,7 @@ from common.models import LanguageModel, find_model, load_model
 from common.places import local_path
 from common.store import Staged, Store
 from harvest.chunks import ChunkBuffer, Forward, chunk_tokens, files_of
+from harvest.compiled import compile_blocks
 from harvest.scales import sample_scales
 
 LOADING = threading.Lock()  # the threads of a process share one model: the second waits for the first to load it
@@ -39,6 +40,7 @@ class ModelRecipe:
 
     Attributes:
         identity: what stands in the store's identity, as canonical JSON: another model is refused.
+        compiled_for: the hooks at which a model with compiled blocks is looked at; none: it is not compiled.
     """
 
     name: str
@@ -47,6 +49,7 @@ class ModelRecipe:
     device: str
     dtype: str
     identity: str
+    compiled_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,14 +208,17 @@ def model_of(recipe: ModelRecipe) -> LanguageModel:
     """The model, loaded once per process.
 
     Raises:
-        ConfigError: it cannot be had here, or is another one than the harvest was planned with.
+        ConfigError: it cannot be had here, or is another one than the harvest was planned with, or cannot be compiled.
     """
     source = find_model(recipe.name, recipe.revision)
     if canonical_json(source.identity()) != recipe.identity:
         raise ConfigError(
             f"--model {recipe.name}: another model lies there than on the machine that planned the harvest."
         )
-    return load_model(source, recipe.device, recipe.dtype, recipe.tokenizer)
+    model = load_model(source, recipe.device, recipe.dtype, recipe.tokenizer)
+    if recipe.compiled_for:
+        compile_blocks(model, recipe.compiled_for)
+    return model
 
 
 def dask_setup(worker: Any) -> None:
