@@ -78,15 +78,19 @@ def consistent(sae: Tree, held_out: HeldOut) -> dict[str, float]:
 
 
 def without_past(sae: Relational | Predictor, held_out: HeldOut) -> dict[str, float]:
-    """Explained variance with the term from past codes left out."""
-    error = spread = 0.0
+    """Explained variance with the term from past codes left out, and by that term alone, asked by no code."""
+    error = alone = 0.0
     x = torch.cat([batch.x[batch.valid].float() for batch in held_out()]).double()
     spread = float((x - x.mean(0)).square().sum())
     for batch in held_out():
         latents = sae.encode(batch)
         past = sae.from_past(latents * sae.scale, batch) / sae.scale
         error += float((batch.x.float() - sae.decode(latents, batch) + past)[batch.valid].double().square().sum())
-    return {"EV without the past": 1 - error / spread}
+        if isinstance(sae, Relational):
+            past = sae.from_past(latents * sae.scale, batch, query=torch.zeros_like(latents)) / sae.scale
+        rest = batch.x.float() - sae.b_dec / sae.scale - past
+        alone += float(rest[batch.valid].double().square().sum())
+    return {"EV without the past": 1 - error / spread, "EV of the past alone": 1 - alone / spread}
 
 
 def persistent(sae: SAE, flat: SAE, held_out: HeldOut, groups: dict[str, slice]) -> dict[str, float]:

@@ -324,8 +324,11 @@ class Relational(SAE):
 
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:
-        """Share of the temporal latents with a position row, where rows are pruned."""
-        return {"position_rows": self.U.any(-1).float().mean()} if self.config.prune_positions > 0 else {}
+        """How far attention reads; where position rows are pruned, the share of the temporal latents that have one."""
+        figures = {"span": self.span}
+        if self.config.prune_positions > 0:
+            figures["position_rows"] = self.U.any(-1).float().mean()
+        return figures
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:
