@@ -214,8 +214,10 @@ class Store(Described):
 
     def check_size(self, array: str, chunk: int) -> str | None:
         """What is wrong with a committed chunk file judging by its length alone, or None."""
+        return self.wrong_size(array, chunk, self.place.size(self.chunk_name(array, chunk)))
+
+    def wrong_size(self, array: str, chunk: int, size: int | None) -> str | None:
         entry = self.journal.entries[array, chunk]
-        size = self.place.size(self.chunk_name(array, chunk))
         if size is None:
             return "the file is missing, but the journal has it"
         if size != entry.size_bytes:
@@ -231,10 +233,11 @@ class Store(Described):
         entry = self.journal.entries.get((array, chunk))
         if entry is None:
             raise StoreError(f"{self.name} {array} chunk {chunk}: not harvested yet.")
-        wrong = self.check_size(array, chunk)
+        path = self.chunk_file(array, chunk)  # its own length, for that of an object costs a listing of the bucket
+        wrong = self.wrong_size(array, chunk, path.stat().st_size if path.exists() else None)
         if wrong is not None:
             raise self.damaged(array, chunk, wrong)
-        with self.chunk_file(array, chunk).open("rb") as file:
+        with path.open("rb") as file:
             # a copy of a few hundred kilobytes costs less than the page faults of a mapping
             small = entry.size_bytes <= SMALL_CHUNK
             data = file.read() if small else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

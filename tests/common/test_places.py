@@ -14,14 +14,14 @@ from pydantic import TypeAdapter
 from common.checks import problems
 from common.errors import ConfigError, StoreError
 from common.files import ASIDE, crc32c
-from common.layout import acts_array
+from common.layout import TOKENS, acts_array
 from common.places import Bucket, Location, local_path, mirrors, url_of
 from common.store import Store
 from harvest.check import recompute
 from tests.conftest import HOOK
 from tests.harvest.conftest import finished as finished
 from tests.harvest.conftest import go, small
-from tests.stores import array_files
+from tests.stores import array_files, filled
 from train.data.reader import Batches
 
 
@@ -63,6 +63,13 @@ def test_folder_may_be_said_with_a_tilde_and_as_a_file_url(tmp_path: Path) -> No
     assert local_path(f"file://{tmp_path}/x.zarr") == tmp_path / "x.zarr"
     assert TypeAdapter(Location).validate_python("~/x.zarr") == Path.home() / "x.zarr"
     assert TypeAdapter(Location).validate_python("file:///x.zarr") == Path("/x.zarr")
+
+
+def test_chunk_of_an_object_store_is_mapped_without_a_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, values = filled(local_path("memory://unlisted/x.zarr"))
+    store = Store.open(made.path)
+    monkeypatch.setattr(Bucket, "listing", None)
+    assert np.array_equal(store.map_chunk(TOKENS, 1, verify=True), values[TOKENS][4:8])
 
 
 def test_chunk_that_another_process_is_fetching_is_fetched_beside_it(tmp_path: Path) -> None:
