@@ -39,7 +39,7 @@ OWNERS = {
     "distributed": {"harvest/cluster.py"},
     "google_crc32c": {"common/files.py"},
     "rich": {"common/console.py"},
-    "sklearn": {"train/evaluate/probes.py", "train/evaluate/topics.py"},
+    "sklearn": {"train/evaluate/probes.py", "train/evaluate/topics.py", "train/saes/spectral.py"},
     "httpx": {"train/evaluate/judge.py"},
     "matplotlib": {"train/report/figures/sheet.py"},
     "PIL": {"train/report/figures/sheet.py"},

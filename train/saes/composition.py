@@ -7,6 +7,7 @@ U upper, W lower latents, P candidates.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.functional import softplus
 LOW, MID, HIGH = range(3)  # order of computing; stored order is high, mid, low, so that prefixes are coarse to fine
 N_PARTS = 4  # a seed and its three strongest neighbours
 OTHER_WEIGHT = 0.01  # of candidates that are no part, against 1/4 of a part
+NO_PART = math.log(math.expm1(OTHER_WEIGHT))  # the logit of that weight
 NEIGHBOURS = 64  # affinities kept per latent; weaker ones are noise
 UNASSIGNED = -20.0  # logit: a weight of 2e-9, whose gradient is as small
 NORM_EPSILON = 1e-3  # ε of the group norm
@@ -46,6 +48,15 @@ def dense(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower
 def composed_rows(A: Float[Tensor, "U W"], rows: Float[Tensor, "W D"]) -> Float[Tensor, "U D"]:
     """norm(Σ_i A_ij d_i): unit decoder rows of upper latents."""
     return unit((A @ rows).float())
+
+
+def nearest_part(
+    A: Float[Tensor, "U W"], lower: Float[Tensor, "W D"], upper: Float[Tensor, "U D"]
+) -> Float[Tensor, " U"]:
+    """The largest cosine of each upper row with a candidate of its own; rows have unit norm."""
+    with torch.autocast(A.device.type, enabled=False):
+        nearest: Tensor = (upper.float() @ lower.float().T).masked_fill(A <= 0, -1.0).amax(1)
+    return nearest
 
 
 def unit(rows: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:
@@ -120,6 +131,24 @@ def seeds_with_overlap(
     return hierarchy, dense(torch.ones_like(weights[:, :N_PARTS]) / parts.shape[1], parts, len(mass))
 
 
+def from_clusters(
+    affinities: Float[Tensor, "W W"], cluster: Int[Tensor, " W"], n_upper: int, n_candidates: int
+) -> tuple[Hierarchy, Float[Tensor, "U W"]]:
+    """Upper latents from a partition: the members of a cluster are the parts, latents near to them other candidates.
+
+    Of more members than candidates the nearest are taken.
+
+    Returns:
+        as `seeds_with_overlap`; a cluster without members has candidates of one weight, and no membership.
+    """
+    inside = affinities.new_zeros(n_upper, len(cluster)).scatter(0, cluster[None], 1.0)
+    member = inside / inside.sum(1, keepdim=True).clamp_min(1)
+    nearness = member @ affinities + inside * (affinities.max() + 1)
+    candidates = torch.topk(nearness, min(n_candidates, len(cluster)), dim=1).indices
+    weights = torch.where(inside.gather(1, candidates) > 0, member.gather(1, candidates), OTHER_WEIGHT)
+    return Hierarchy(candidates, weights / weights.sum(1, keepdim=True)), member
+
+
 def random_hierarchy(n_lower: int, n_upper: int, n_parts: int, generator: torch.Generator) -> Hierarchy:
     """Each upper latent with `n_parts` different lower ones drawn at random, all of one weight."""
     candidates = torch.rand(n_upper, n_lower, generator=generator).topk(min(n_parts, n_lower), dim=1).indices
@@ -154,11 +183,10 @@ def reassigned(
     places = stays.int().argsort(dim=1, stable=True)
     arrivals = found.gather(1, known.int().argsort(dim=1, stable=True))
     moved = torch.where(stays, candidates, torch.zeros_like(found).scatter(1, places, arrivals))
-    start = torch.log(torch.expm1(logits.new_tensor(OTHER_WEIGHT)))
     strength = affinities.T.gather(1, moved).flatten()
     weak = torch.topk(strength, int(left_out * len(strength)), largest=False).indices
     shut = torch.zeros_like(stays).flatten().scatter(0, weak, True).view_as(stays)
-    return moved, torch.where(stays, logits, start).masked_fill(shut, UNASSIGNED), ~stays | shut
+    return moved, torch.where(stays, logits, NO_PART).masked_fill(shut, UNASSIGNED), ~stays | shut
 
 
 def fitted_gains(

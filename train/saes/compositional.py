@@ -28,16 +28,15 @@ from train.saes import compositional_phases as phases
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.composition import HIGH, LOW, MID
-from train.saes.consistency import l2_loss
+from train.saes.compositional_losses import structure_losses
 from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
 from train.saes.sparsity import Mode, Sparsity
 from train.schedule import Clock
 
 OWN_RATE = 10.0  # times the learning rate, for the logits: at 1 A changes by 5 % in 810 steps and learns nothing
 START_COUPLING = 0.1
+COPY = 0.95  # cosine of an upper row and one of its parts above which it is a copy
 WARMUP_SHARE, WARMUP_STEPS = 0.05, 500  # of the learning rate after the clustering
-GROUP_RAMP = 0.2  # of the joint phase, over which Ω rises
-AGREEMENT_RAMP = (0.2, 0.4)  # shares of the run between which the agreement loss rises
 
 
 class CompositionalConfig(KeptConfig):
@@ -48,12 +47,18 @@ class CompositionalConfig(KeptConfig):
         (0.5, 1.0, 2.0), description="Price of an active latent of the low, mid, high level; budgets are ∝ 1 / price."
     )
     l1: float = Field(0.03, gt=0, description="λ at the start, in l1 mode; a controller leads it to L0 = k.")
+    level_floor: float = Field(
+        0.0, ge=0, lt=1, description="Least L0 of a level in joint and l1, in budgets: below it a level gets cheaper."
+    )
     nesting: tuple[float, float, float] = Field(
         (0.25, 0.5, 1.0),
         description="ω of {high}, {high, mid}, all, before they sum to 1; 0, 0, 1: no nesting.",
     )
     hierarchy: Literal["learned", "fixed_cluster", "fixed_random", "reassign"] = Field(
         "learned", description="Where A comes from: clustered then trained; clustered; random; candidates found anew."
+    )
+    clustering: Literal["seeds", "partition"] = Field(
+        "seeds", description="How parts are found: seeds that share neighbours, or a spectral partition (an ablation)."
     )
     encoder: Literal["both", "comp_only", "no_comp"] = Field(
         "both",
@@ -72,6 +77,13 @@ class CompositionalConfig(KeptConfig):
     agree_on: Literal["codes", "values"] = Field(
         "codes", description="What stands for the parts: their codes, or rectified values before the top-k."
     )
+    living_parts: bool = Field(
+        False, description="A lower latent that is dead weighs no more than a mere candidate, until it fires again."
+    )
+    copies: float = Field(
+        0.0, ge=0, description="λ_c on the part of an upper row's square that one lower row makes, beyond copy_limit."
+    )
+    copy_limit: float = Field(0.9, ge=0, lt=1, description="cos² of an upper row and its nearest part that is free.")
     group: float = Field(0.0, ge=0, description="λ_Ω of the tree-group norm; 0.002 is 5 % of the loss, gain unproven.")
     residual_penalty: float = Field(1.0, ge=0, description="λ_r on ‖r_j‖² in decoder = residual; 0.01 is too weak.")
 
@@ -116,7 +128,7 @@ class Compositional(SAE):
         self.omega = tuple(weight / sum(config.nesting) for weight in config.nesting)
         self.sparsity = Sparsity(
             self.sizes, config.k, d_in, config.sparsity, config.level_weights, k_anneal=config.k_anneal, l1=config.l1,
-            names=("low", "mid", "high"),
+            names=("low", "mid", "high"), floor=config.level_floor,
         )  # fmt: skip
         if config.pretrain:
             self.sparsity.threshold[MID:] = torch.inf  # upper levels are not in use until the clustering
@@ -150,6 +162,10 @@ class Compositional(SAE):
             composition.dense(softplus(self.logits_high), self.candidates_high, mid),
         )
 
+    def hierarchy(self) -> tuple[tuple[nn.Parameter, Tensor, int], tuple[nn.Parameter, Tensor, int]]:
+        """Logits and candidates of mid and of high, with their levels."""
+        return (self.logits_mid, self.candidates_mid, MID), (self.logits_high, self.candidates_high, HIGH)
+
     def rows(self, compositions: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "L D"]:
         """Decoder rows, the upper ones made from the lower."""
         if self.config.decoder == "free":
@@ -167,8 +183,25 @@ class Compositional(SAE):
     @torch.no_grad()
     def after_step(self, clock: Clock) -> None:
         self.coupling.clamp_(min=0)
+        if self.config.living_parts and self.logits_mid.requires_grad:
+            dead = self.dead(clock)
+            for logits, candidates, level in self.hierarchy():
+                silent = dead[self.places[level - 1]][candidates]
+                logits.copy_(torch.where(silent, logits.clamp(max=composition.NO_PART), logits))
         if self.config.decoder != "free":
             self.W_dec.copy_(self.rows())
+
+    @torch.no_grad()
+    def inner_figures(self) -> dict[str, Tensor]:
+        """Of mid and high: effective number of parts, 1 / Σ share² on average, and which share of rows are copies."""
+        figures, rows = {}, self.rows()
+        for level, A in enumerate(self.compositions(), start=1):
+            name, lower, upper = ("mid", "high")[level - 1], self.places[level - 1], self.places[level]
+            shares = A / A.sum(1, keepdim=True)
+            figures[f"parts_{name}"] = (1 / shares.square().sum(1)).mean()
+            nearest = composition.nearest_part(A, rows[lower], rows[upper])
+            figures[f"copies_{name}"] = (nearest > COPY).float().mean()
+        return figures
 
     # ---- codes ------------------------------------------------------------------------------------------------
 
@@ -228,37 +261,13 @@ class Compositional(SAE):
         dead = self.dead(clock)
         aux = aux_k_loss(batch.x - reconstruction, torch.cat(u[::-1], -1), dead, W_dec, batch.valid)
         parts = {"reconstruction": torch.stack(losses).sum(), "aux": self.config.aux_alpha * aux}
-        parts |= self.sparsity.penalty(f, batch.n_valid, clock) | self._structure(u, f, compositions, batch, clock)
+        parts |= self.sparsity.penalty(f, batch.n_valid, clock)
+        parts |= structure_losses(self, u, f, compositions, W_dec, batch.n_valid, clock)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         names = ("low", "mid", "high")
         extra = {f"dead_{name}": dead[place].float().mean() for name, place in zip(names, self.places, strict=True)}
         extra |= {"dead": dead.float().mean(), "coupling": self.coupling.detach().mean()}
         return Output(parts, latents, reconstruction, extra | self.sparsity.logged())
-
-    def _structure(
-        self, u: list[Tensor], f: list[Tensor], compositions: tuple[Tensor, Tensor], batch: Batch, clock: Clock
-    ) -> dict[str, Tensor]:
-        """The loss parts over pairs of levels that are switched on."""
-        config, parts = self.config, {}
-        joint = (clock.progress - config.pretrain) / (1 - config.pretrain)
-        pairs = list(zip((MID, HIGH), compositions, (self.logits_mid, self.logits_high), strict=True))
-        if config.agreement:
-            start, full = AGREEMENT_RAMP
-            weight = config.agreement * min(max((clock.progress - start) / (full - start), 0.0), 1.0)
-            source = f if config.agree_on == "codes" else u
-            losses = [l2_loss(f[level], (source[level - 1] @ A.T).float()) for level, A, _ in pairs]
-            parts["agreement"] = weight * torch.stack(losses).sum()
-        if config.group:
-            weight, tau = config.group * min(max(joint, 0.0) / GROUP_RAMP, 1.0), 0.1 ** max(joint, 0.0)
-            candidates = (self.candidates_mid, self.candidates_high)
-            losses = [
-                composition.group_sparsity(f[level], f[level - 1], logits, found, tau, batch.n_valid)
-                for (level, _, logits), found in zip(pairs, candidates, strict=True)
-            ]
-            parts["group"] = weight * torch.stack(losses).sum()
-        if config.decoder == "residual":
-            parts["residual"] = config.residual_penalty * self.residual.square().sum(-1).mean()
-        return parts
 
     # ---- the middle of the run ----------------------------------------------------------------------------------
 
@@ -281,7 +290,7 @@ class Compositional(SAE):
     def revise(self, batches: Batches, clock: Clock) -> dict[str, Tensor]:
         if clock.step == self.joint_from(clock.n_steps):
             return phases.cluster(self, batches, clock)
-        return phases.reassign(self, batches)
+        return phases.reassign(self, batches, clock)
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.data.batch import Batch
-from train.saes import composition
+from train.saes import composition, spectral
 from train.saes.base import Batches, Output
 from train.saes.composition import HIGH, LOW, MID, CoActivity, Hierarchy
 from train.saes.parts import (
@@ -99,11 +99,24 @@ def hierarchies(
         n_parts = config.random_parts
         first = composition.random_hierarchy(low, mid, n_parts, generator)
         return first, composition.random_hierarchy(mid, high, n_parts, generator)
-    width = config.candidates
     affinity = composition.strongest(affinity)
-    first, member = composition.seeds_with_overlap(affinity, mass, mid, width, generator)
+    first, member = found_parts(config, affinity, mass, mid, generator)
     above = member @ affinity @ member.T  # mean over pairs of parts
-    return first, composition.seeds_with_overlap(above, member @ mass, high, width, generator)[0]
+    return first, found_parts(config, above, member @ mass, high, generator)[0]
+
+
+def found_parts(
+    config: CompositionalConfig,
+    affinity: Float[Tensor, "W W"],
+    mass: Float[Tensor, " W"],
+    n_upper: int,
+    generator: torch.Generator,
+) -> tuple[Hierarchy, Float[Tensor, "U W"]]:
+    """One level's parts, and their membership, by the clustering asked for."""
+    if config.clustering == "seeds":
+        return composition.seeds_with_overlap(affinity, mass, n_upper, config.candidates, generator)
+    clusters = spectral.partition(affinity, n_upper, generator.initial_seed() % 2**32)
+    return composition.from_clusters(affinity, clusters, n_upper, config.candidates)
 
 
 def cluster(sae: Compositional, batches: Batches, clock: Clock) -> dict[str, Tensor]:
@@ -150,7 +163,7 @@ def fit_gains(sae: Compositional, batch: Batch, clock: Clock) -> None:
     sae.sparsity.begin_([codes * gain for codes, gain in zip(f, gains, strict=True)])
 
 
-def reassign(sae: Compositional, batches: Batches) -> dict[str, Tensor]:
+def reassign(sae: Compositional, batches: Batches, clock: Clock) -> dict[str, Tensor]:
     """Candidates anew from the levels' present directions and co-activity; kept ones keep their weight."""
     counts = (CoActivity(), CoActivity())
     for batch in batches():
@@ -166,5 +179,5 @@ def reassign(sae: Compositional, batches: Batches) -> dict[str, Tensor]:
         candidates.copy_(moved)
         logits.copy_(values)
         averages[f"logits_{name}"] = changed
-    sae.after_step(Clock(0, 1, 1))
+    sae.after_step(clock)
     return averages

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from train.collective import latents_over_ranks, over_ranks
+from train.saes.floor import LevelFloor
 from train.saes.parts import annealed_k, batch_top_k, smallest_kept, threshold_for, update_average_
 from train.schedule import Clock, averaging, ramp
 
@@ -103,10 +104,12 @@ class Sparsity(nn.Module):
         k_anneal: share of the run over which k falls to its value; 0: at once.
         l1: λ at the start, for `l1`.
         names: what the groups are called in metrics, for `l1`.
+        floor: least L0 of each group, for `joint` and `l1`, as a part of its share of k; 0: none.
 
     Attributes:
         threshold: θ of each group [groups], in scaled units until folded; 0 for `l1`, inf for a group not in use yet.
         controller: λ, for `l1`.
+        floor: factors on the weights, where there is a least L0.
     """
 
     threshold: Tensor
@@ -122,6 +125,7 @@ class Sparsity(nn.Module):
         k_anneal: float = 0.0,
         l1: float = 0.03,
         names: Sequence[str] = (),
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
         self.sizes, self.k, self.d_in, self.mode, self.k_anneal = tuple(sizes), k, d_in, mode, k_anneal
@@ -131,10 +135,17 @@ class Sparsity(nn.Module):
         self.names, self.penalties = names, torch.zeros(0)
         self.register_buffer("threshold", torch.zeros(len(self.sizes)))
         self.controller = L0Controller(l1, float(k)) if mode == "l1" else None
+        least = [floor * k * share for share in self.shares]
+        self.floor = LevelFloor(least) if floor and mode != "budgets" else None
 
     def k_at(self, clock: Clock) -> float:
         """k of this step."""
         return annealed_k(self.k, self.d_in, self.k_anneal, clock.progress)
+
+    def prices(self) -> Float[Tensor, " groups"]:
+        """The weights as they stand."""
+        weights = self.threshold.new_tensor(self.weights)
+        return weights if self.floor is None else weights * self.floor.factor
 
     def active(
         self, u: Float[Tensor, "B T G"], group: int, n_valid: int, clock: Clock | None
@@ -162,21 +173,29 @@ class Sparsity(nn.Module):
         """The codes that count, from all groups' rectified pre-activations and what `active` gave for them."""
         if self.mode != "joint" or clock is None:
             return list(codes)
-        scores = torch.cat([values / weight for values, weight in zip(u, self.weights, strict=True)], dim=-1)
+        prices = self.prices()
+        scores = torch.cat([values / price for values, price in zip(u, prices, strict=True)], dim=-1)
         kept = batch_top_k(scores, min(round(self.k_at(clock) * n_valid), over_ranks(scores.numel())))
         self.note(kept, None, clock)
         parts = kept.split(self.sizes, dim=-1)
-        return [part * weight for part, weight in zip(parts, self.weights, strict=True)]
+        self.keep_up_(parts, n_valid, clock)
+        return [part * price for part, price in zip(parts, prices, strict=True)]
+
+    def keep_up_(self, codes: Sequence[Tensor], n_valid: int, clock: Clock) -> None:
+        """Let prices follow each group's L0, where there is a floor."""
+        if self.floor is not None:
+            self.floor.follow_(torch.stack([(values > 0).sum() for values in codes]) / n_valid, clock)
 
     def penalty(self, codes: Sequence[Tensor], n_valid: int, clock: Clock) -> dict[str, Float[Tensor, ""]]:
         """The loss part of `l1` (unit decoder rows), after which λ follows L0; nothing in the other modes."""
         if self.controller is None:
             return {}
-        pairs = zip(self.weights, codes, strict=True)
-        sizes = torch.stack([weight * values.sum() / n_valid for weight, values in pairs])
+        pairs = zip(self.prices(), codes, strict=True)
+        sizes = torch.stack([price * values.sum() / n_valid for price, values in pairs])
         part = self.controller.penalty(sizes.sum(), clock)
         self.penalties = (part / sizes.sum().clamp_min(1e-12) * sizes).detach()
         self.controller.follow_(torch.stack([(values > 0).sum() for values in codes]).sum() / n_valid, clock)
+        self.keep_up_(codes, n_valid, clock)
         return {"sparsity": part}
 
     @torch.no_grad()
@@ -187,13 +206,13 @@ class Sparsity(nn.Module):
         if group is not None:
             update_average_(self.threshold[group], smallest, beta, first)
             return
-        for number, weight in enumerate(self.weights):
-            update_average_(self.threshold[number], smallest * weight, beta, first)
+        for number, price in enumerate(self.prices()):
+            update_average_(self.threshold[number], smallest * price, beta, first)
 
     @torch.no_grad()
     def begin_(self, codes: Sequence[Tensor]) -> None:
         """Start every θ from the codes of one batch; a group without any takes the least score of the others."""
-        prices = self.threshold.new_tensor(self.weights)
+        prices = self.prices()
         scores = torch.stack([smallest_kept(values) for values in codes]) / prices
         own = torch.isfinite(scores) & (self.mode == "budgets")
         self.threshold.copy_(torch.where(own, scores, scores.min()) * prices)
@@ -215,12 +234,12 @@ class Sparsity(nn.Module):
             return {}
         before = self.threshold.clone()
         if self.mode == "joint":
+            prices = self.prices()
             scores = (
-                torch.cat([part / weight for part, weight in zip(parts, self.weights, strict=True)], dim=-1)
+                torch.cat([part / price for part, price in zip(parts, prices, strict=True)], dim=-1)
                 for parts in values()
             )
-            theta = threshold_for(scores, float(self.k))
-            self.threshold.copy_(theta * self.threshold.new_tensor(self.weights))
+            self.threshold.copy_(threshold_for(scores, float(self.k)) * prices)
         else:
             for group, share in enumerate(self.shares):  # in turn: later groups see earlier ones' codes
                 self.threshold[group] = threshold_for((parts[group] for parts in values()), self.k * share)
@@ -239,10 +258,14 @@ class Sparsity(nn.Module):
         """What is worth a line in metrics."""
         if self.controller is not None:
             each = zip(self.names, self.penalties, strict=False)  # none before the first step with a penalty
-            return {"l1_weight": self.controller.weight.clone()} | {f"sparsity_{name}": part for name, part in each}
-        if len(self.sizes) == 1:
-            return {"threshold": self.threshold[0].clone()}
-        return {f"threshold_{number}": value.clone() for number, value in enumerate(self.threshold)}
+            values = {"l1_weight": self.controller.weight.clone()} | {f"sparsity_{name}": part for name, part in each}
+        elif len(self.sizes) == 1:
+            values = {"threshold": self.threshold[0].clone()}
+        else:
+            values = {f"threshold_{number}": value.clone() for number, value in enumerate(self.threshold)}
+        if self.floor is not None:
+            values |= {f"price_{name}": price for name, price in zip(self.names, self.prices(), strict=True)}
+        return values
 
     def fold(self, scale: Tensor) -> None:
         """Thresholds from scaled to raw units."""

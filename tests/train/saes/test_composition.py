@@ -64,6 +64,39 @@ def test_seeds_are_drawn_by_mass() -> None:
     assert sorted(found.candidates[:, 0].tolist()) == [7, 11, 13]
 
 
+def test_clusters_have_their_members_as_parts_and_their_nearest_as_candidates() -> None:
+    # clusters {0, 1}, {2}, {3, 4, 5} and none
+    cluster = torch.tensor([0, 0, 1, 2, 2, 2])
+    affinity = torch.eye(6) + 0.1 * randn(6, 6).abs()
+    found, member = composition.from_clusters(affinity, cluster, 4, 3)
+    assert torch.allclose(member[0], torch.tensor([0.5, 0.5, 0, 0, 0, 0]))
+    assert torch.allclose(member[2], torch.tensor([0, 0, 0, 1, 1, 1]) / 3)
+    assert member[3].tolist() == [0.0] * 6
+    assert set(found.candidates[0, :2].tolist()) == {0, 1}
+    assert found.candidates[0, 2].item() == 2 + int((affinity[0] + affinity[1])[2:].argmax())
+    assert found.weights[0].tolist() == pytest.approx([0.5 / 1.01, 0.5 / 1.01, 0.01 / 1.01])
+    assert found.candidates[1, 0].item() == 2
+    assert found.weights[1].tolist() == pytest.approx([1 / 1.02, 0.01 / 1.02, 0.01 / 1.02])
+    assert found.weights[3].tolist() == pytest.approx([1 / 3] * 3)
+
+
+def test_a_cluster_with_too_many_members_keeps_the_nearest() -> None:
+    # 0 is near to all of its cluster, 3 to none but itself
+    affinity = torch.eye(4)
+    affinity[:3, :3] = 1.0
+    found, member = composition.from_clusters(affinity, torch.zeros(4, dtype=torch.long), 1, 3)
+    assert set(found.candidates[0].tolist()) == {0, 1, 2}
+    assert found.weights[0].tolist() == pytest.approx([1 / 3] * 3)
+    assert member[0].tolist() == [0.25] * 4
+
+
+def test_the_nearest_part_is_among_the_candidates() -> None:
+    lower = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    upper = torch.tensor([[0.6, 0.8], [0.6, 0.8]])
+    A = torch.tensor([[1.0, 0.1, 0.0], [0.5, 0.0, 0.5]])
+    assert composition.nearest_part(A, lower, upper).tolist() == pytest.approx([0.8, 1.0])
+
+
 def test_group_sparsity_agrees_with_a_slow_reference() -> None:
     upper, lower = randn(5, 1, 3).relu(), randn(5, 1, 6, seed=1).relu()
     candidates = torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 0]])  # nobody has 5
@@ -97,7 +130,6 @@ def test_reassigned_candidates_are_the_nearest_whatever_stood_there() -> None:
     affinities, logits = randn(12, 5), randn(5, 6, seed=1)
     candidates = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(j))[:6] for j in range(5)])
     found, values, changed = composition.reassigned(affinities, candidates, logits, left_out=0.0)
-    start = math.log(math.expm1(composition.OTHER_WEIGHT))
     for j in range(5):
         nearest = set(affinities[:, j].topk(6).indices.tolist())
         assert set(found[j].tolist()) == nearest
@@ -105,7 +137,9 @@ def test_reassigned_candidates_are_the_nearest_whatever_stood_there() -> None:
             candidates[j].tolist(), found[j].tolist(), logits[j].tolist(), values[j].tolist(), changed[j], strict=True
         ):
             assert bool(moved) == (old not in nearest)
-            assert (new, value) == ((old, weight) if old in nearest else (new, pytest.approx(start, rel=1e-5)))
+            assert (new, value) == (
+                (old, weight) if old in nearest else (new, pytest.approx(composition.NO_PART, rel=1e-5))
+            )
 
 
 def test_fitted_gains_are_the_least_squares_of_the_nested_loss() -> None:

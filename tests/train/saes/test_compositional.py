@@ -237,6 +237,72 @@ def test_only_learned_hierarchies_change(hierarchy: str) -> None:
     assert all(torch.isfinite(value).all() for value in sae.state_dict().values())
 
 
+def test_a_partition_gives_each_low_latent_to_one_mid_latent() -> None:
+    sae = new(clustering="partition", hierarchy="fixed_cluster")
+    train(learner_of(sae, 20), 3)
+    mid, high = sae.compositions()
+    for A in (mid, high):
+        is_part = 0.5 * A.amax(1, keepdim=True) < A  # the members of a cluster weigh the same, others a hundredth
+        assert is_part.sum(0).tolist() == [1] * A.shape[1]
+        assert is_part.any(1).all()
+
+
+@pytest.mark.parametrize("hierarchy", ["learned", "fixed_cluster"])
+def test_dead_latents_weigh_no_more_than_candidates(hierarchy: str) -> None:
+    sae = new(living_parts=True, pretrain=0.0, hierarchy=hierarchy)
+    with torch.no_grad():
+        sae.logits_mid.fill_(0.5)
+        sae.logits_mid[:, 1] = composition.NO_PART - 1  # less already
+    gone = sae.candidates_mid[0, :2]
+    sae.tokens_silent[sae.places[LOW].start + gone] = 10**9
+    clock = Clock(50, 100, 64)
+    before = sae.logits_mid.detach().clone()
+    sae.after_step(clock)
+    is_gone = torch.isin(sae.candidates_mid, gone)
+    assert 0 < is_gone.sum() < is_gone.numel()
+    wanted = torch.where(is_gone, before.clamp(max=composition.NO_PART), before)
+    assert torch.equal(sae.logits_mid, wanted if hierarchy == "learned" else before)
+    assert torch.allclose(sae.W_dec, sae.rows())
+
+
+def test_copies_cost_what_they_exceed_the_limit_by() -> None:
+    sae = new(copies=2.0, copy_limit=0.5, pretrain=0.0)
+    with torch.no_grad():
+        for logits, places in ((sae.logits_mid, 20), (sae.logits_high, 10)):
+            logits.fill_(composition.NO_PART)
+            logits[: places // 2, 0] = 1.0  # half of the rows are all but one part
+    got = sae.training_pass(inputs(), Clock(50, 100, 64)).parts["copies"]
+    expected = 0.0
+    rows = sae.rows().detach()
+    for level, A in enumerate(sae.compositions(), start=1):
+        excess = []
+        for row, weights in zip(rows[sae.places[level]], A, strict=True):
+            cosines = (rows[sae.places[level - 1]] @ row)[weights > 0]
+            excess.append(max(max(cosines.max().item(), 0.0) ** 2 - 0.5, 0.0))
+        expected += 2.0 * sum(excess) / len(excess)
+    assert got.item() == pytest.approx(expected, rel=1e-4)
+    assert expected > 0.9  # twice a half of a half, at both levels
+    got.backward()
+    assert sae.logits_mid.grad is not None
+    # away from the one part
+    assert sae.logits_mid.grad[:10, 0].sum() > 0
+
+
+def test_inner_figures_count_parts_and_copies() -> None:
+    sae = new(pretrain=0.0, hierarchy="fixed_random", random_parts=5)
+    figures = sae.inner_figures()
+    assert figures["parts_mid"].item() == pytest.approx(5.0)
+    assert figures["parts_high"].item() == pytest.approx(5.0)
+    with torch.no_grad():
+        sae.logits_mid[:, 1:] = composition.UNASSIGNED
+        sae.logits_high[:5, 1:] = composition.UNASSIGNED
+    figures = {name: value.item() for name, value in sae.inner_figures().items()}
+    assert figures["parts_mid"] == pytest.approx(1.0)
+    assert figures["parts_high"] == pytest.approx(3.0)
+    assert figures["copies_mid"] == 1.0
+    assert figures["copies_high"] == 0.5
+
+
 def test_random_parts_are_as_many_as_asked_for() -> None:
     sae = new(hierarchy="fixed_random", random_parts=5)
     A1, A2 = sae.compositions()
@@ -300,6 +366,10 @@ def test_agreement_rises_between_a_fifth_and_two_fifths_of_the_run(agree_on: str
         {"sparsity": "joint"},
         {"sparsity": "l1"},
         {"group": 0.002},
+        {"copies": 1.0},
+        {"clustering": "partition"},
+        {"sparsity": "joint", "level_floor": 0.5},
+        {"sparsity": "l1", "level_floor": 0.5},
         {"decoder": "residual"},
         {"decoder": "free"},
         {"encoder": "comp_only"},

@@ -1,0 +1,63 @@
+"""The loss parts of `compositional` over its pairs of levels, those that are switched on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from train.saes import composition
+from train.saes.composition import HIGH, MID
+from train.saes.consistency import l2_loss
+from train.schedule import Clock
+
+if TYPE_CHECKING:  # which imports this module
+    from train.saes.compositional import Compositional
+
+GROUP_RAMP = 0.2  # of the joint phase, over which Ω rises
+AGREEMENT_RAMP = (0.2, 0.4)  # shares of the run between which the agreement loss rises
+
+
+def structure_losses(
+    sae: Compositional,
+    u: list[Tensor],
+    f: list[Tensor],
+    compositions: tuple[Tensor, Tensor],
+    W_dec: Float[Tensor, "L D"],
+    n_valid: int,
+    clock: Clock,
+) -> dict[str, Float[Tensor, ""]]:
+    """The weighted parts, by name; u and f from low to high, decoder rows as stored."""
+    config, parts = sae.config, {}
+    if config.agreement:
+        source = f if config.agree_on == "codes" else u
+        pairs = zip((MID, HIGH), compositions, strict=True)
+        losses = [l2_loss(f[level], (source[level - 1] @ A.T).float()) for level, A in pairs]
+        start, full = AGREEMENT_RAMP
+        weight = config.agreement * min(max((clock.progress - start) / (full - start), 0.0), 1.0)
+        parts["agreement"] = weight * torch.stack(losses).sum()
+    if config.group:
+        parts["group"] = config.group * group_loss(sae, f, n_valid, clock)
+    if config.copies:
+        nearest = [
+            composition.nearest_part(A, W_dec[sae.places[level - 1]], W_dec[sae.places[level]])
+            for level, A in zip((MID, HIGH), compositions, strict=True)
+        ]
+        losses = [(cosine.clamp_min(0).square() - config.copy_limit).clamp_min(0).mean() for cosine in nearest]
+        parts["copies"] = config.copies * torch.stack(losses).sum()
+    if config.decoder == "residual":
+        parts["residual"] = config.residual_penalty * sae.residual.square().sum(-1).mean()
+    return parts
+
+
+def group_loss(sae: Compositional, f: list[Tensor], n_valid: int, clock: Clock) -> Float[Tensor, ""]:
+    """Ω over both pairs of levels, times its ramp; τ falls from 1 to 0.1 over the joint phase."""
+    joint = max((clock.progress - sae.config.pretrain) / (1 - sae.config.pretrain), 0.0)
+    tau, ramp = 0.1**joint, min(joint / GROUP_RAMP, 1.0)
+    losses = [
+        composition.group_sparsity(f[level], f[level - 1], logits, candidates, tau, n_valid)
+        for logits, candidates, level in sae.hierarchy()
+    ]
+    return ramp * torch.stack(losses).sum()
