@@ -8,11 +8,12 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from common.errors import ConfigError, nearest
 
+LARGEST = 10**18  # beyond it arithmetic with floats and tensors overflows somewhere
 SUFFIXES = {"k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9, "t": 10**12}
 
 
@@ -23,10 +24,13 @@ def parse_count(value: Any) -> Any:
     text = value.strip().lower().replace("_", "").replace(",", "")
     factor = SUFFIXES.get(text[-1:], 1)
     try:
-        number = Decimal(text[:-1] if factor > 1 else text) * factor  # exact: 1.005M is no whole float
+        number = Decimal(text[:-1] if factor > 1 else text)  # exact: 1.005M is no whole float
     except InvalidOperation:
         return value
-    return int(number) if number.is_finite() and number == int(number) else value
+    if not (number.is_finite() and -LARGEST <= number <= LARGEST):  # 1e999999 is a number of a million digits
+        return value
+    number *= factor
+    return int(number) if number == int(number) else value
 
 
 def refuse_bool(value: Any) -> Any:
@@ -43,8 +47,11 @@ def refuse_text(value: Any) -> Any:
     return value
 
 
-# read from right to left
-Count = Annotated[int, BeforeValidator(refuse_text), BeforeValidator(parse_count), BeforeValidator(refuse_bool)]
+# validators are read from right to left
+Count = Annotated[
+    int, BeforeValidator(refuse_text), BeforeValidator(parse_count), BeforeValidator(refuse_bool), Field(le=LARGEST)
+]
+Seed = Annotated[int, BeforeValidator(refuse_bool), Field(ge=-LARGEST, le=LARGEST)]
 NEEDED = {
     "int_parsing": "a whole number is needed",
     "int_type": "a whole number is needed",

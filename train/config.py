@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from common.config import Count, Settings
+from common.config import Count, Seed, Settings
 from common.places import Location
 
 Kernels = Literal["auto", "plain", "sparse"]
@@ -49,7 +49,7 @@ class LearnerConfig(Settings):
     lr: float | None = Field(
         None, gt=0, description="Peak learning rate; default: 1e-2 · √(500/steps · 1536/d_sae), in [1e-4, 1e-2]."
     )
-    seed: int | None = Field(None, description="Seed of the initial weights; default: the run's.")
+    seed: Seed | None = Field(None, description="Seed of the initial weights; default: the run's.")
     beta1: float = Field(0.9, ge=0, lt=1, description="Adam's first average; the papers of gated and jumprelu take 0.")
     beta2: float = Field(0.999, ge=0, lt=1, description="Adam's second average.")
     adam_eps: float = Field(1e-8, gt=0, description="Adam's epsilon.")
@@ -74,10 +74,11 @@ class FitConfig(DataConfig):
     passes: float | None = Field(
         None,
         gt=0,
+        le=1e9,
         description="Alone: exactly so many passes over the store. Beside --steps or --tokens: at most so many.",
     )
     batch_size: Count = Field(2048, gt=0, description="Tokens per step.")
-    seed: int = Field(0, description="Seed of the order of batches, and of the learners' weights unless they say.")
+    seed: Seed = Field(0, description="Seed of the order of batches, and of the learners' weights unless they say.")
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
     precision: Precision = Field(
         "auto", description="Matrix products; weights, losses and top-k stay float32. auto: bfloat16 on a GPU."

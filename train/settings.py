@@ -193,7 +193,7 @@ def as_name(value: Any) -> str:
 
 def option_keys(entry: dict[str, Any]) -> set[str]:
     """Settings of the learner's variant."""
-    return set(variant_class(entry["variant"]).Config.model_fields)
+    return set(variant_class(str(entry["variant"])).Config.model_fields)
 
 
 def apply_shared(entry: dict[str, Any], shared: dict[str, Any]) -> None:

@@ -43,10 +43,16 @@ def test_parse_count_reads_suffixes(text: Any, number: int) -> None:
     assert type(parse_count(text)) is int
 
 
-@pytest.mark.parametrize("text", ["", "k", "ten", "1.5", "10q", "nan", "inf"])
+@pytest.mark.parametrize("text", ["", "k", "ten", "1.5", "10q", "nan", "inf", "1e400", "9e9999999", "2e999999999"])
 def test_build_refuses_a_count_that_is_no_whole_number(text: str) -> None:
     with pytest.raises(ConfigError, match=f"tokens = '{text}': a whole number is needed, such as 4096, 64k or 10M"):
         build(Example, {"model": "x", "tokens": text}, "test")
+
+
+@pytest.mark.parametrize("value", [10**400, "5000000T"], ids=["number", "text"])
+def test_build_refuses_a_count_that_arithmetic_cannot_take(value: Any) -> None:
+    with pytest.raises(ConfigError, match="less than or equal to 1000000000000000000"):
+        build(Example, {"model": "x", "tokens": value}, "test")
 
 
 def test_build_names_the_nearest_setting() -> None:

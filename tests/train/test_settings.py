@@ -103,6 +103,13 @@ def test_a_length_by_flag_replaces_the_one_in_the_file(tmp_path: Path) -> None:
         ({"variants": ["topk"], "settings": ("lr=NaN",)}, "lr = nan: Input should be a finite number"),
         ({"variants": ["topk"], "settings": ("name=run.toml",)}, "a run folder uses this name itself"),
         ({"variants": ["topk"], "settings": ("name=sae",)}, "a run folder uses this name itself"),
+        ({"variants": ["topk"], "settings": ("variant=3",)}, "unknown variant '3'"),
+        ({"variants": ["topk"], "settings": ('variant=["topk"]',)}, r"unknown variant '\['topk'\]'"),
+        ({"variants": ["topk"], "seed": 10**20}, "less than or equal to 10{18}$"),
+        ({"variants": ["topk"], "settings": ("seed=true",)}, "a number is needed, not true or false"),
+        ({"variants": ["topk"], "settings": ("seed=-20000000000000000000",)}, "greater than or equal to -10{18}$"),
+        ({"variants": ["topk"], "passes": "1e308"}, "less than or equal to 1000000000$"),
+        ({"variants": ["topk"], "tokens": "1e400"}, "tokens = '1e400': a whole number is needed"),
     ],
 )
 def test_mistakes_are_told_with_the_way_out(call: dict[str, Any], message: str) -> None:
