@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.files import ASIDE, disk_error, file_sha256, read_json, sync_folder,
 FORMAT = 2  # 1: thresholds and λ outside `sparsity`, no landmarks
 MANIFEST = "manifest.json"
 PREFIX = "step-"
+NAME = re.compile(rf"{PREFIX}\d+")
 UNREADABLE = (GranaryError, KeyError, TypeError)  # what a damaged checkpoint raises
 
 
@@ -88,8 +90,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoint folders under their final names, oldest first."""
-    return sorted(path for path in folder.glob(f"{PREFIX}*") if not path.name.endswith(ASIDE))
+    """Checkpoint folders under their final names, oldest first; what else somebody put beside them is none."""
+    return sorted((path for path in folder.glob(f"{PREFIX}*") if NAME.fullmatch(path.name)), key=step_of)
 
 
 def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:

@@ -127,6 +127,21 @@ def test_pruning_keeps_the_last_two_the_best_and_every_kth(tmp_path: Path) -> No
     assert not list(tmp_path.glob("*.aside"))
 
 
+def test_what_is_put_beside_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    for step in (7, 100_000_000, 99_999_999):  # in the order of their numbers, not of their names
+        save(tmp_path, step)
+    (tmp_path / "step-00000007.bak").mkdir()
+    (tmp_path / "step-notes").write_text("mine")
+    assert [int(path.name[5:]) for path in checkpoints(tmp_path)] == [7, 99_999_999, 100_000_000]
+    found, skipped = newest_whole(tmp_path)
+    assert found is not None
+    assert found.path.name == "step-100000000"
+    assert skipped == []
+    prune(tmp_path, best_step=None, keep_every=None)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"step-99999999", "step-100000000", "step-00000007.bak", "step-notes"}
+
+
 def test_a_full_disk_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, 10)
 
