@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import math
+import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -26,6 +27,7 @@ from train.saes.base import SAEConfig
 from train.saes.parts import geometric_median
 
 FLOAT32_BYTES = 4
+NO_MEMORY = re.compile("allocate memory|[Ss]torage size calculation overflowed")  # how a CPU says it
 REHEARSED_LANDMARKS = 2  # steps at which a variant changes itself are tried too
 START_TOKENS = 16384  # for the geometric median; at least 10k (spec §0.3)
 
@@ -102,9 +104,10 @@ def rehearse(
     rows: Batch,
     sharing: Callable[[], AbstractContextManager[None]],
 ) -> str | None:
-    """One step, one evaluation, one checkpoint saved and loaded, on copies in a scratch folder beside the run.
+    """One step, one evaluation, one checkpoint saved and loaded, in a scratch folder beside the run.
 
     Args:
+        learner: made for this; it is of no use afterwards.
         rows: the first batch, or this rank's rows of it; `sharing` is the scope of a step on them.
 
     Returns:
@@ -112,41 +115,51 @@ def rehearse(
 
     Raises:
         StoreError: the data itself is not finite.
-        GranaryError: whatever fails, named after the learner.
     """
     window = learner.sae.window
-    sae, n_steps = copy.deepcopy(learner.sae), learner.n_steps
-    trial = Learner(learner.config, sae, n_steps, learner.device, learner.precision, config.kernels, learner.shards)
+    if not bool(torch.isfinite(batches.batch(0, config.batch_size // window, window).x).all()):
+        raise StoreError(
+            f"{config.cache}: the first batch holds values that are not finite. Run: harvest verify {config.cache}"
+        )
+    batch = rows.with_x(rows.x.float())
+    loss = math.nan
+    for step in (0, *[later for later in learner.sae.landmarks(learner.n_steps) if later][:REHEARSED_LANDMARKS]):
+        learner.step = step
+        if learner.at_landmark():
+            learner.revise(lambda: [batch.with_x(batch.x * learner.sae.scale)], config.batch_size)
+        with sharing():
+            learner.train_step(batch, config.batch_size)
+        loss = learner.read_metrics()["loss"]
+    if not math.isfinite(loss):
+        return f"the loss of the first step is {loss}, on data that is finite; look at the learner's settings"
+    if config.held_out:
+        evaluate_heldout(learner.whole_sae(), batches.held_out(window, max_tokens=256))
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal-") as scratch:
+        save_checkpoint(Path(scratch), 1, learner.tensors(), learner.facts(), {})
+        found, skipped = newest_whole(Path(scratch))
+        if found is None:
+            raise ConfigError(f"a checkpoint does not read back: {'; '.join(skipped)}")
+        learner.restore(found.tensors, found.facts)
+    return None
+
+
+@contextlib.contextmanager
+def told_of(learner: str) -> Iterator[None]:
+    """What fails in here is told with the learner's name.
+
+    Raises:
+        GranaryError: what it was, so named.
+        ConfigError: memory does not do.
+    """
     try:
-        if not bool(torch.isfinite(batches.batch(0, config.batch_size // window, window).x).all()):
-            raise StoreError(
-                f"{config.cache}: the first batch holds values that are not finite. Run: harvest verify {config.cache}"
-            )
-        batch = rows.with_x(rows.x.float())
-        loss = math.nan
-        for step in (0, *[later for later in trial.sae.landmarks(trial.n_steps) if later][:REHEARSED_LANDMARKS]):
-            trial.step = step
-            if trial.at_landmark():
-                trial.revise(lambda: [batch.with_x(batch.x * trial.sae.scale)], config.batch_size)
-            with sharing():
-                trial.train_step(batch, config.batch_size)
-            loss = trial.read_metrics()["loss"]
-        if not math.isfinite(loss):
-            return f"the loss of the first step is {loss}, on data that is finite; look at the learner's settings"
-        if config.held_out:
-            evaluate_heldout(trial.whole_sae(), batches.held_out(window, max_tokens=256))
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".rehearsal-") as scratch:
-            save_checkpoint(Path(scratch), 1, trial.tensors(), trial.facts(), {})
-            found, skipped = newest_whole(Path(scratch))
-            if found is None:
-                raise ConfigError(f"a checkpoint does not read back: {'; '.join(skipped)}")
-            trial.restore(found.tensors, found.facts)
-        return None
+        yield
     except GranaryError as error:
-        raise type(error)(f"learner '{learner.name}': {error}") from None
-    except torch.OutOfMemoryError:
+        raise type(error)(f"learner '{learner}': {error}") from None
+    except RuntimeError as error:
+        if not (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error))):
+            raise
         raise ConfigError(
-            f"learner '{learner.name}': out of memory in the first step. Lower --batch-size or --d-sae."
+            f"learner '{learner}': out of memory in the first step. Lower --batch-size or --d-sae."
         ) from None
 
 

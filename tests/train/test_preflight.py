@@ -133,6 +133,15 @@ def test_as_many_learners_at_once_as_half_of_the_memory_takes(
     assert learners_at_once(built.model_copy(update={"at_once": 7}), saes, 16, cpu) == 7
 
 
+@pytest.mark.parametrize("d_sae", ["1T", "100000T"])
+def test_a_dictionary_that_no_memory_holds_is_told_before_step_0(
+    shared_store: Path, tmp_path: Path, d_sae: str
+) -> None:
+    learner = {"name": "topk", "variant": "topk", "options": {"d_sae": d_sae, "k": 4}}
+    with pytest.raises(ConfigError, match=r"^learner 'topk': out of memory in the first step\. Lower"):
+        fit(config(cache=shared_store, out=tmp_path / "r", steps=2, batch_size=64, learner=(learner,)), Stop())
+
+
 def test_memory_that_does_not_do_for_one_step_is_told_before_step_0(
     shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
