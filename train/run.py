@@ -18,7 +18,7 @@ from common.errors import GranaryError, Interrupted, TrainingError
 from common.files import read_json, write_json
 from common.stopping import Stop
 from common.store import Store
-from train.checkpoint import checkpoints, save_checkpoint, step_of
+from train.checkpoint import checkpoints, prune, save_checkpoint, step_of
 from train.collective import Shared, shared_step
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
@@ -186,11 +186,12 @@ def refuse_when_stopped(run: Run) -> None:
 
 
 def save_learner(run: Run, learner: Learner) -> None:
-    """A checkpoint of one learner where it stands."""
+    """A checkpoint of one learner where it stands, in place of the oldest that need not be kept."""
     tensors = learner.tensors()  # of every rank that has some of the latents
     if run.ranks.writes:
         folder = run.folder_of(learner.name) / "checkpoints"
         save_checkpoint(folder, learner.step, tensors, learner.facts(), identity_with(run, learner.config))
+        prune(folder, learner.best_step, run.config.keep_every)
 
 
 @contextlib.contextmanager

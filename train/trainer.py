@@ -23,7 +23,6 @@ from common.errors import ConfigError, GranaryError, Interrupted, TrainingError
 from common.files import exclusive, write_json
 from common.stopping import Stop
 from common.store import Store
-from train.checkpoint import prune
 from train.config import FitConfig, LearnerConfig
 from train.data.batch import Batch
 from train.data.plan import DataPlan, plan_data, with_windows
@@ -150,7 +149,8 @@ def carry_out(run: Run, started: float) -> Outcome:
         prepare(run)
         note_status(run)
         run.sitting.seconds["prepare"] = time.monotonic() - started
-        at_once = learners_at_once(run.config, list(run.saes.values()), run.d_in, run.device, run.ranks.local_size)
+        fit_here = learners_at_once(run.config, list(run.saes.values()), run.d_in, run.device, run.ranks.local_size)
+        at_once = min(run.ranks.gather(fit_here))  # ranks in step must take the same ones, however much memory each has
         run.ranks.begin(run.stop)
         while waiting := run.waiting():
             refuse_when_stopped(run)
@@ -250,12 +250,12 @@ def train(run: Run) -> None:
         heartbeat.beat()
         progress.update(step, describe(lines, step, pace))
     run.sitting.steps += step - first
-    checkpoint(run, step)
-    note_status(run)
-    if step < n_steps and run.stop.asked:
+    if step < n_steps and run.stop.asked:  # saved by `record_end`, not looked at: nothing is to depend on stops
         raise Interrupted(
             f"stopped by {run.stop.signal_name} at step {step:,} of {n_steps:,}. Go on with: train resume {run.folder}"
         )
+    checkpoint(run, step)
+    note_status(run)
     if step > first:
         progress.close(step, describe(lines, step, pace))
 
@@ -332,7 +332,6 @@ def look_and_save(run: Run, learner: Learner) -> None:
     save_learner(run, learner)
     if run.ranks.writes:
         write_json(folder / "best.json", {"step": learner.best_step, "heldout_explained_variance": learner.best_ev})
-        prune(folder, learner.best_step, run.config.keep_every)
 
 
 def quick_look(run: Run, learner: Learner) -> dict[str, float]:

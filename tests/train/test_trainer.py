@@ -16,13 +16,16 @@ from common.errors import Interrupted
 from common.stopping import Stop
 from tests.conftest import HOOK
 from tests.train.runs import VARIANTS, config, equal, learner, run, status_of, weights
+from train.checkpoint import checkpoints
+from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
+from train.ranks import Ranks
 from train.record import Status
 from train.run import Run, scaled_batches
 from train.saes import REGISTRY, load_sae, make_sae
 from train.schedule import default_lr
-from train.trainer import Pace, fit
+from train.trainer import Pace, fit, take_round
 
 
 def test_a_run_leaves_the_files_and_figures_promised(shared_store: Path, tmp_path: Path) -> None:
@@ -86,6 +89,57 @@ def test_an_interrupted_run_says_of_each_learner_where_it_stands(shared_store: P
     assert {result["state"] for result in outcome.learners.values()} == {"finished"}
     run(shared_store, tmp_path / "straight", *learners)
     assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
+
+
+def test_stops_leave_the_best_checkpoint_and_the_alarms_as_they_are(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out figures are best, and odd, right where the run is stopped: nobody looks at them there."""
+    looks: list[int] = []
+
+    def look(_: Run, one: Learner) -> dict[str, float]:
+        looks.append(one.step)
+        return {"explained_variance": 1 - abs(one.step - 15) / 100, "always_share": float(one.step == 15)}
+
+    monkeypatch.setattr("train.trainer.quick_look", look)
+    run(shared_store, tmp_path / "straight", learner("topk"))
+    taken = Learner.train_step
+    for stop_at in (15, 16, 17):
+        stop = Stop()
+
+        def step_and_stop(self: Learner, batch: Batch, batch_tokens: int, at: int = stop_at, stop: Stop = stop) -> None:
+            taken(self, batch, batch_tokens)
+            if self.step == at:
+                stop.signal_name = "SIGTERM"
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Learner, "train_step", step_and_stop)
+            with pytest.raises(Interrupted, match=f"at step {stop_at} of 40"):
+                fit(config(shared_store, tmp_path / "r", learner("topk")), stop)
+    kept = checkpoints(tmp_path / "r" / "topk" / "checkpoints")
+    assert [int(path.name[5:]) for path in kept] == [10, 16, 17]  # the best, and the last two
+    run(shared_store, tmp_path / "r", learner("topk"))
+    assert looks == [10, 20, 30, 40] * 2
+    ours, theirs = (json.loads((tmp_path / name / "topk" / "result.json").read_text()) for name in ("r", "straight"))
+    assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    assert equal(tmp_path / "r" / "topk", tmp_path / "straight" / "topk")
+
+
+def test_rounds_are_as_large_as_the_rank_with_the_least_memory_takes(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks in step that took unlike numbers of learners would wait for each other for ever."""
+    monkeypatch.setattr("train.trainer.learners_at_once", lambda *_: 3)
+    monkeypatch.setattr(Ranks, "gather", lambda _, value: [value, 2] if value == 3 else [value])
+    sizes: list[int] = []
+
+    def note(run: Run, configs: list[LearnerConfig]) -> None:
+        sizes.append(len(configs))
+        take_round(run, configs)
+
+    monkeypatch.setattr("train.trainer.take_round", note)
+    run(shared_store, tmp_path / "r", *(learner("topk", name) for name in "abc"), steps=5)
+    assert sizes == [2, 1]
 
 
 def test_a_run_stopped_around_its_landmarks_ends_with_the_same_bits(shared_store: Path, tmp_path: Path) -> None:
