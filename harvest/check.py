@@ -36,7 +36,8 @@ def recompute(store: Store) -> Iterator[Problem]:
     for hook in store.hooks:
         chunks = []
         for chunk in store.usable_chunks(hook):
-            sizes = {array: store.check_size(array, chunk) for array in chunk_arrays(store.header, hook)}
+            arrays = (TOKENS, DOCUMENTS, *chunk_arrays(store.header, hook))
+            sizes = {array: store.check_size(array, chunk) for array in arrays}
             wrong = [Problem(array, chunk, what) for array, what in sizes.items() if what]
             yield from wrong
             if not wrong:

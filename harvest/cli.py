@@ -159,7 +159,8 @@ def list_stores(folder: Path, as_json: bool) -> None:
         raise ConfigError(f"{folder}: no such folder.")
     stores = []
     itself = folder / "zarr.json"
-    for path in [itself] if itself.exists() else sorted(folder.rglob("*.zarr/zarr.json")):
+    paths = [itself] if itself.exists() else sorted(folder.rglob("*.zarr/zarr.json"))
+    for path in paths:
         try:
             stores.append(describe(Store.open(path.parent)))
         except GranaryError as error:  # one that is foreign or damaged hides none of the others
@@ -169,8 +170,9 @@ def list_stores(folder: Path, as_json: bool) -> None:
     if as_json:
         emit_json(stores)
         return
-    if not stores:
+    if not paths:
         say(f"{folder}: no store here. Make one: harvest run --model demo --layer 3 --tokens 1M")
+    if not stores:
         return
     keys = ("path", "model", "hooks", "tokens", "harvested", "size")
     rows = [[", ".join(h["hook"] for h in s["hooks"]) if key == "hooks" else s[key] for key in keys] for s in stores]

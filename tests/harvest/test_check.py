@@ -12,7 +12,7 @@ import pytest
 
 from common.arrays import encode_chunk
 from common.files import crc32c
-from common.layout import acts_array, norms_array, partial_array, summary_array
+from common.layout import TOKENS, acts_array, norms_array, partial_array, summary_array
 from common.store import Store
 from harvest.check import recompute
 from tests.conftest import HOOK
@@ -76,6 +76,8 @@ def test_recompute_sees_a_wrong_summary_and_a_short_file(copy: Store) -> None:
     assert wrong(Store.open(copy.path)) == [(summary_array(HOOK, "mean"), None)]
     copy.chunk_path(acts_array(HOOK), 2).write_bytes(b"short")
     assert wrong(Store.open(copy.path)) == [(acts_array(HOOK), 2)]
+    copy.chunk_path(TOKENS, 1).write_bytes(b"short")
+    assert wrong(Store.open(copy.path)) == [(TOKENS, 1), (acts_array(HOOK), 2)]
 
 
 def test_recompute_names_a_hook_that_cannot_be_decompressed(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_cli_list_shows_every_store_below_and_names_what_is_none(
     assert "odd.zarr/zarr.json: Is a directory" in listed.err
     itself = warm.run(["harvest", "list", "cache/two.zarr", "--json"], tmp_path)
     assert [store["path"] for store in json.loads(itself.out)] == ["cache/two.zarr"]
+    damaged = warm.run(["harvest", "list", "cache/odd.zarr"], tmp_path)
+    assert (damaged.code, damaged.out, damaged.err) == (0, "", "cache/odd.zarr/zarr.json: Is a directory\n")
     table = warm.run(["harvest", "list"], tmp_path).out
     assert "cache/two.zarr" in table
     assert HOOK in table
