@@ -101,13 +101,8 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     texts = corpus.identity()  # before the model, which takes longer to load than texts take to be missed
     source = find_model(config.model, config.revision)
     device = resolve_device("cpu" if elsewhere else config.device)
-    model_dtype = config.model_dtype
-    if model_dtype == "auto":
-        model_dtype = (
-            existing.identity["model_dtype"]
-            if existing
-            else ("float32" if (elsewhere or device.type) == "cpu" else "bfloat16")
-        )
+    kind = elsewhere or device.type
+    model_dtype = model_dtype_of(config, existing, kind)
     model = load_model(source, str(device), model_dtype, config.tokenizer)
     if model.context is not None and config.context > model.context:
         raise ConfigError(f"--context {config.context}: {config.model} takes at most {model.context} tokens.")
@@ -118,22 +113,37 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
         compile_blocks(model, hooks)
     n_sequences = -(-config.tokens // config.context)
     chunk = config.chunk_sequences or (existing.chunk_sequences if existing else None)
-    identity = {
+    identity = identity_of(config, model, model_dtype) | {
+        "corpus": texts,
+        "chunk_sequences": chunk or default_chunk(n_sequences, config.context, widths.values(), config.dtype),
+    }
+    held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
+    return Plan(config, path, model, corpus, widths, held, identity, n_sequences, kind)
+
+
+def model_dtype_of(config: HarvestConfig, existing: Store | None, kind: str) -> str:
+    """The type to compute in: as asked, that of the store on disk, or what suits the kind of device."""
+    if config.model_dtype != "auto":
+        return config.model_dtype
+    if existing is not None:
+        return str(existing.identity["model_dtype"])
+    return "float32" if kind == "cpu" else "bfloat16"
+
+
+def identity_of(config: HarvestConfig, model: LanguageModel, model_dtype: str) -> dict[str, Any]:
+    """What decides the bytes, but for the texts and how they are cut into chunks."""
+    return {
         "format": FORMAT,
-        "model": source.identity(),
+        "model": model.source.identity(),
         "model_dtype": model_dtype,
         "tokenizer": model.tokenizer.identity(),
-        "corpus": texts,
         "packing": config.packing,
         "context": config.context,
         "bos": config.bos and model.tokenizer.bos is not None,
         "dtype": config.dtype,
         "compression": None if config.compression == "none" else config.compression,
-        "chunk_sequences": chunk or default_chunk(n_sequences, config.context, widths.values(), config.dtype),
         "seed": config.seed,
     }
-    held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
-    return Plan(config, path, model, corpus, widths, held, identity, n_sequences, elsewhere or device.type)
 
 
 def whether_compiled(config: HarvestConfig, existing: Store | None) -> bool:
