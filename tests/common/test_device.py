@@ -10,10 +10,13 @@ from common.errors import ConfigError
 
 
 @pytest.fixture
-def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that says it has two GPUs."""
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
+    """A machine that says it has two GPUs; those that were made the current one."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return current
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -21,6 +24,12 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_resolve_device_takes_what_is_there(name: str) -> None:
     assert resolve_device(name) == torch.device(name)
     assert resolve_device("auto") == torch.device("cuda")
+
+
+def test_a_gpu_named_by_its_number_is_the_current_one(two_gpus: list[torch.device]) -> None:
+    for name in ("cpu", "cuda", "auto", "cuda:1"):
+        resolve_device(name)
+    assert two_gpus == [torch.device("cuda:1")]
 
 
 @pytest.mark.usefixtures("two_gpus")
