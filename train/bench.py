@@ -21,7 +21,7 @@ from common.stopping import Stop
 from train.config import BenchConfig, Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
-from train.preflight import resolve_precision
+from train.preflight import enough_memory, resolve_precision
 from train.saes import make_sae, variant_class
 
 CONTEXT = 128  # tokens of a window: a document of the made-up data
@@ -62,21 +62,22 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
 
     Raises:
         ConfigError: no such variant or device, options that do not fit, a batch that is not made of whole windows,
-            or a variant without training steps.
+            a variant without training steps, or not enough memory.
         Interrupted: asked to stop.
     """
     if config.batch_size % CONTEXT:
         raise ConfigError(f"--batch-size {config.batch_size}: give a multiple of {CONTEXT}, the window of this data.")
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    batch = sentences(config.batch_size, config.d_model).to(device)
-    learners = {
-        variant: learner_for(variant, config.d_model, config.d_sae, config.k, device, precision, config.kernels)
-        for variant in config.variant
-    }
-    things = {variant: step_of(learner, batch) for variant, learner in learners.items()}
-    things["product"] = encoder_product(config, device, precision)
-    times = in_turn(things, -(-config.steps // ROUND), device, stop)
+    with enough_memory():
+        batch = sentences(config.batch_size, config.d_model).to(device)
+        learners = {
+            variant: learner_for(variant, config.d_model, config.d_sae, config.k, device, precision, config.kernels)
+            for variant in config.variant
+        }
+        things = {variant: step_of(learner, batch) for variant, learner in learners.items()}
+        things["product"] = encoder_product(config, device, precision)
+        times = in_turn(things, -(-config.steps // ROUND), device, stop)
     first, product = times[config.variant[0]], times["product"]
     return [
         Speed(

@@ -145,22 +145,25 @@ def rehearse(
 
 @contextlib.contextmanager
 def told_of(learner: str) -> Iterator[None]:
-    """What fails in here is told with the learner's name.
-
-    Raises:
-        GranaryError: what it was, so named.
-        ConfigError: memory does not do.
-    """
+    """What fails in here is told with the learner's name."""
     try:
         yield
     except GranaryError as error:
         raise type(error)(f"learner '{learner}': {error}") from None
+
+
+@contextlib.contextmanager
+def enough_memory() -> Iterator[None]:
+    """
+    Raises:
+        ConfigError: memory does not do for a first step in here.
+    """
+    try:
+        yield
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error))):
             raise
-        raise ConfigError(
-            f"learner '{learner}': out of memory in the first step. Lower --batch-size or --d-sae."
-        ) from None
+        raise ConfigError("out of memory in the first step. Lower --batch-size or --d-sae.") from None
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:

@@ -26,7 +26,15 @@ from train.data.plan import DataPlan, digest_of
 from train.data.reader import Batches
 from train.folders import blamed
 from train.learner import Learner
-from train.preflight import Amount, rehearse, resolve_precision, resolve_steps, starting_point, told_of
+from train.preflight import (
+    Amount,
+    enough_memory,
+    rehearse,
+    resolve_precision,
+    resolve_steps,
+    starting_point,
+    told_of,
+)
 from train.ranks import Ranks
 from train.record import Status
 from train.run import DATA_FILE, RUN_FILE, STATUS_FILE, Run, end_learner, identity_with
@@ -289,7 +297,7 @@ def rehearse_new(run: Run) -> list[tuple[LearnerConfig, str]]:
             continue
         tried.add(kind)
         rows = run.rows(0, run.saes[config.name].window)
-        with told_of(config.name):
+        with told_of(config.name), enough_memory():
             reason = rehearse(started(run, config), run.batches, run.config, run.folder, rows, run.sharing)
         if reason is not None:
             diverged.append((config, reason))

@@ -76,6 +76,7 @@ def test_ratios_are_taken_pair_by_pair() -> None:
         ({"batch_size": 100}, "give a multiple of 128"),
         ({"k": 65}, "k = 65 is more than d_sae = 64"),
         ({"device": "cuda:9"}, "not on this machine"),
+        ({"d_sae": 10**12}, "out of memory in the first step"),
     ],
 )
 def test_what_cannot_be_timed_is_refused(changes: dict[str, Any], message: str) -> None:
