@@ -62,13 +62,13 @@ def finish_learner(run: Run, learner: Learner) -> None:
     if run.config.held_out:
         held_out = run.batches.held_out(learner.sae.window, run.config.final_eval_tokens)
         metrics = evaluate_heldout(sae, until_stopped(run, held_out))
-    learner.state, learner.reason = "finished", f"took all {learner.step:,} steps"
-    if not run.ranks.writes:
-        return
-    if metrics:
-        write_evaluation(folder, "heldout", Evaluation(metrics))
-    save_sae(sae, folder / "sae", sae_facts(run, learner))
-    write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}))
+    ended = {"state": "finished", "reason": f"took all {learner.step:,} steps"}
+    if run.ranks.writes:
+        if metrics:
+            write_evaluation(folder, "heldout", Evaluation(metrics))
+        save_sae(sae, folder / "sae", sae_facts(run, learner))
+        write_json(folder / RESULT_FILE, result_of(run, learner, metrics | {"calibration": settled}) | ended)
+    learner.state, learner.reason = ended["state"], ended["reason"]  # once it is all on the disk
 
 
 def until_stopped(run: Run, batches: Iterator[Batch]) -> Iterator[Batch]:

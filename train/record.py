@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import StoreError
-from common.files import finite, read_json, write_file, write_json
+from common.files import disk_error, finite, read_json, write_file, write_json
 
 
 class Status:
@@ -58,9 +58,17 @@ class Metrics:
             write_file(self.path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def append(self, line: dict[str, Any]) -> None:
-        """Add one line; infinite and NaN values become null."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(finite(line), allow_nan=False) + "\n")
+        """Add one line; infinite and NaN values become null.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        text = json.dumps(finite(line), allow_nan=False) + "\n"
+        try:
+            with self.path.open("a") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(error, self.path, len(text)) from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

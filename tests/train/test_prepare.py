@@ -75,6 +75,20 @@ def test_a_start_that_fails_after_a_learner_diverged_can_be_made_again(shared_st
     }
 
 
+def test_a_disk_that_is_full_at_the_end_leaves_no_learner_called_finished(shared_store: Path, tmp_path: Path) -> None:
+    def fail(path: Path, data: bytes) -> None:
+        raise StoreError(f"{path}: no space left on the disk")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("train.saes.write_file", fail)
+        with pytest.raises(StoreError, match=r"weights\.safetensors: no space left"):
+            run(shared_store, tmp_path / "r", learner("topk"))
+    status = status_of(tmp_path / "r")
+    assert (status["state"], status["learners"]["topk"]["state"]) == ("failed", "failed")
+    assert list((tmp_path / "r" / "topk" / "sae").iterdir()) == []
+    assert run(shared_store, tmp_path / "r", learner("topk")).state == "finished"
+
+
 def test_mixing_is_told_as_at_most_ideal(
     shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

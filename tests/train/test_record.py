@@ -7,6 +7,9 @@ import math
 import os
 from pathlib import Path
 
+import pytest
+
+from common.errors import StoreError
 from train.record import Metrics, Status, read_lines
 
 
@@ -38,6 +41,13 @@ def test_metrics_after_the_checkpoint_and_torn_lines_are_dropped(tmp_path: Path)
     assert [line["step"] for line in read_lines(metrics.path)] == [10, 20, 30]
     metrics.keep_until(20)
     assert metrics.path.read_text() == '{"step": 10, "loss": null}\n{"step": 20, "loss": null}\n'
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's full device")
+def test_a_full_disk_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: no space left on the disk: 13 bytes to write"):
+        Metrics(tmp_path / "metrics.jsonl").append({"step": 10})
 
 
 def test_metrics_of_a_new_learner_need_no_file(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from common.config import build
 from common.errors import ConfigError, StoreError, nearest
@@ -80,13 +80,14 @@ def make_sae(variant: str, options: dict[str, Any], d_in: int, seed: int, where:
 
 
 def save_sae(sae: SAE, folder: Path, facts: dict[str, Any]) -> None:
-    """Write `weights.safetensors` (float32, raw units) and `config.json`: architecture plus `facts`."""
+    """Write `weights.safetensors` (float32, raw units) and `config.json`: architecture plus `facts`.
+
+    Raises:
+        StoreError: the disk is full.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    aside = folder / "weights.tmp"
-    save_file(tensors, aside)
-    write_file(folder / "weights.safetensors", aside.read_bytes())
-    aside.unlink()
+    write_file(folder / "weights.safetensors", save(tensors))
     write_json(folder / "config.json", sae.describe() | facts)
 
 
