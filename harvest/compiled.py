@@ -56,8 +56,9 @@ def take_out_bridges(module: nn.Module) -> None:
 
 def compiled(forward: Callable[..., Any], backend: Backend) -> Callable[..., Any]:
     """`forward` compiled anew for each shape, so that what a batch gives does not depend on those before it."""
-    from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
+    from torch._dynamo import exc
 
+    too_many = getattr(exc, "FailOnRecompileLimitHit", exc.TorchDynamoException)  # not before PyTorch 2.7
     options: dict[str, Any] | None = {"deterministic": True} if backend == "inductor" and has_deterministic() else None
     fast = torch.compile(forward, fullgraph=True, dynamic=False, backend=backend, options=options)
 
@@ -65,12 +66,12 @@ def compiled(forward: Callable[..., Any], backend: Backend) -> Callable[..., Any
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return fast(*args, **kwargs)
-        except (TorchDynamoException, FailOnRecompileLimitHit) as error:
-            inner = getattr(error, "inner_exception", error)  # what the backend raised
-            said = next((line for line in str(inner).splitlines() if line.strip()), type(inner).__name__)
+        except (exc.TorchDynamoException, too_many) as error:
+            cause = getattr(error, "inner_exception", None) or error.__cause__ or error
+            said = " ".join(f"{type(cause).__name__}: {cause}".split())[:200]
             raise ConfigError(
-                f"--compile: torch.compile fails here ({said[:200]}). It needs a C++ compiler such as g++. "
-                "Leave out --compile, and choose another --out."
+                f"--compile: torch.compile fails here ({said}). It needs a C++ compiler such as g++, and blocks that "
+                "it can take whole. Leave out --compile, and choose another --out."
             ) from None
 
     return call

@@ -80,13 +80,24 @@ def test_blocks_that_are_something_else_without_the_bridge_are_refused(tiny_mode
 
 def test_a_compiler_that_fails_is_one_line(tiny_model: Path) -> None:
     def broken(*_: Any) -> Any:
-        raise RuntimeError("no compiler found\nand much more")
+        raise RuntimeError("no compiler found\nand more")
 
     model = load_model(find_model(str(tiny_model)), "cpu")
     compile_blocks(model, [HOOK], broken)
-    with pytest.raises(ConfigError, match=r"torch\.compile fails here \(no compiler found\)\. It needs a C") as raised:
+    with pytest.raises(
+        ConfigError, match=r"torch\.compile fails here \(RuntimeError: no compiler found and more\)\. It needs a C"
+    ) as raised:
         model.capture(torch.zeros(1, 4, dtype=torch.int64), [HOOK])
     assert "\n" not in str(raised.value)
+
+
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_more_shapes_than_the_compiler_takes_are_one_line(tiny_model: Path) -> None:
+    model = load_model(find_model(str(tiny_model)), "cpu")
+    compile_blocks(model, [HOOK], "eager")
+    model.capture(torch.zeros(1, 4, dtype=torch.int64), [HOOK])
+    with pytest.raises(ConfigError, match=r"--compile: torch\.compile fails here \(.*recompile"):
+        model.capture(torch.zeros(2, 4, dtype=torch.int64), [HOOK])
 
 
 @pytest.fixture
