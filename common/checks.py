@@ -1,4 +1,4 @@
-"""What is wrong with a store, and in what two identities differ."""
+"""What is wrong with a store."""
 
 from __future__ import annotations
 
@@ -101,20 +101,3 @@ def check_summary(store: Store, hook: str) -> Iterator[Problem]:
         # sums over dimensions may be taken in another order on another machine
         elif not np.allclose(decode_chunk(spec, data), expected, rtol=1e-12, atol=0):
             yield Problem(array, None, "it does not hold the merged partial sums")
-
-
-def difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
-    """What differs between two identities, one `key: stored → asked` each, nested keys with dots."""
-    lines = []
-    for key in sorted(stored.keys() | asked.keys()):
-        ours, theirs = stored.get(key), asked.get(key)
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            lines += difference(ours, theirs, f"{prefix}{key}.")
-        elif ours != theirs:
-            lines.append(f"{prefix}{key}: {_short(ours)} → {_short(theirs)}")
-    return lines
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text

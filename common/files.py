@@ -33,6 +33,23 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
+def difference(stored: dict[str, Any], asked: dict[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, one `key: stored → asked` each, nested keys with dots."""
+    lines = []
+    for key in sorted(stored.keys() | asked.keys()):
+        ours, theirs = stored.get(key), asked.get(key)
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            lines += difference(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            lines.append(f"{prefix}{key}: {_short(ours)} → {_short(theirs)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and text.isalnum() else text
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.checks import difference
 from common.config import build
 from common.corpus import Corpus, open_corpus
 from common.device import resolve_device
 from common.dtypes import NUMPY
 from common.errors import ConfigError, DataError, StoreError
+from common.files import difference
 from common.layout import FORMAT
 from common.models import RESID_POST, LanguageModel, find_model, load_model
 from common.store import Store

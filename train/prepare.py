@@ -11,11 +11,10 @@ from typing import Any
 import tomli_w
 import torch
 
-from common.checks import difference
 from common.config import build, read_toml
 from common.console import say
 from common.errors import ConfigError, StoreError, TrainingError
-from common.files import read_json, write_file, write_json
+from common.files import difference, read_json, write_file, write_json
 from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import newest_whole

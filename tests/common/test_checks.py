@@ -6,22 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.checks import difference, problems
+from common.checks import problems
 from common.layout import TOKENS, partial_array, summary_array
 from common.store import Store
 from tests.stores import CHUNK, CONTEXT, filled, flip_bit
-
-
-def test_difference_names_every_key_with_both_values() -> None:
-    stored = {"a": 1, "corpus": {"name": "x", "seed": 0}, "same": [1], "gone": "y", "hash": "0" * 64}
-    asked = {"a": 2, "corpus": {"name": "x", "seed": 1}, "same": [1], "new": None, "hash": "1" * 64}
-    assert difference(stored, asked) == [
-        "a: 1 → 2",
-        "corpus.seed: 0 → 1",
-        "gone: y → None",
-        "hash: 000000000000… → 111111111111…",
-    ]
-    assert difference(stored, stored) == []
 
 
 def test_problems_of_a_whole_store_are_none(store: Store, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from common.files import (
     CRC_SLICE,
     canonical_json,
     crc32c,
+    difference,
     disk_error,
     exclusive,
     fingerprint,
@@ -31,6 +32,18 @@ from common.files import (
     write_json,
 )
 from tests.warm import ROOT, wait_for
+
+
+def test_difference_names_every_key_with_both_values() -> None:
+    stored = {"a": 1, "corpus": {"name": "x", "seed": 0}, "same": [1], "gone": "y", "hash": "0" * 64}
+    asked = {"a": 2, "corpus": {"name": "x", "seed": 1}, "same": [1], "new": None, "hash": "1" * 64}
+    assert difference(stored, asked) == [
+        "a: 1 → 2",
+        "corpus.seed: 0 → 1",
+        "gone: y → None",
+        "hash: 000000000000… → 111111111111…",
+    ]
+    assert difference(stored, stored) == []
 
 
 def test_crc32c_equals_the_published_check_value() -> None:

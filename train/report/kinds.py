@@ -8,8 +8,8 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from common.checks import difference
 from common.errors import nearest
+from common.files import difference
 from train.report.points import Point
 
 

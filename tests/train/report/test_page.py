@@ -5,6 +5,8 @@ from __future__ import annotations
 import html
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from click.testing import CliRunner
 from common.errors import ConfigError, StoreError
 from common.files import read_json, write_file, write_json
 from tests.train.report.made import CORE, evaluation, made_learner, made_run
+from tests.warm import ROOT
 from train.cli import cli
 from train.report.figures import FIGURES, Drawn, study_of
 from train.report.figures.study import Study
@@ -35,6 +38,12 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> None:
         return Drawn(b"\x89PNG", "", 3)
 
     monkeypatch.setattr("train.report.page.make_figure", make_figure)
+
+
+def test_a_report_needs_no_torch() -> None:
+    code = "import granary, sys, train.report.figures, train.report.page; print('torch' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == "False\n"
 
 
 def test_figures_are_in_the_page_or_why_not(tmp_path: Path) -> None:
