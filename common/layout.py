@@ -91,10 +91,5 @@ def root(header: dict[str, Any]) -> dict[str, Any]:
     return group_metadata({HEADER: header}) | {"consolidated_metadata": consolidated}
 
 
-def metadata_files(header: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """All `zarr.json` by name, the root's last: a store is there once it is."""
-    return {f"{name}/zarr.json": metadata for name, metadata in nodes(header).items()} | {"zarr.json": root(header)}
-
-
 def group_metadata(attributes: dict[str, Any]) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": attributes}

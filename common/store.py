@@ -29,8 +29,9 @@ from common.layout import (
     TOKENS,
     acts_array,
     chunk_arrays,
-    metadata_files,
+    nodes,
     partial_array,
+    root,
     summary_array,
     token_scales_array,
 )
@@ -112,8 +113,9 @@ class Store(Described):
 
     def write_metadata(self) -> None:
         """Write the group and array metadata for the header as it stands, arrays first."""
-        for name, metadata in metadata_files(self.header).items():
-            self.place.write(name, json_bytes(metadata))
+        for name, metadata in nodes(self.header).items():
+            self.place.write(f"{name}/zarr.json", json_bytes(metadata))
+        self.place.write("zarr.json", json_bytes(root(self.header)))
 
     def as_of(self, n_sequences: int) -> Store:
         """The store as it was at an earlier length: what a run that began then goes on reading.

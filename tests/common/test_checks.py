@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from common.checks import problems
+from common.checks import Problem, problems
 from common.layout import TOKENS, partial_array, summary_array
+from common.places import Bucket, Folder
 from common.store import Store
 from tests.stores import CHUNK, CONTEXT, filled, flip_bit
 
@@ -64,3 +67,26 @@ def test_problems_are_none_where_a_harvest_rewrote_a_chunk_meanwhile(tmp_path: P
     store, values = filled(tmp_path / "x.zarr")
     Store.open(store.path).commit([("norms/a", 1, values["norms/a"][:4] + 1, {})])
     assert list(problems(store)) == []
+
+
+def test_problems_are_none_while_a_harvest_extends_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, _ = filled(tmp_path / "x.zarr")
+    growing = Store.open(store.path)
+    growing.header = growing.header | {"n_sequences": 20}
+    place = PlaceSeen(growing.place, lambda: list(problems(Store.open(store.path))))
+    monkeypatch.setattr(growing, "place", place)
+    growing.write_metadata()
+    assert place.seen == [[]] * (10 + 4 + 1)  # arrays, groups, the root
+    assert list(problems(store)) == []  # opened before
+
+
+class PlaceSeen:
+    """A place that is looked at after each file that is written to it."""
+
+    def __init__(self, place: Folder | Bucket, look: Callable[[], list[Problem]]) -> None:
+        self.place, self.look = place, look
+        self.seen: list[list[Problem]] = []
+
+    def write(self, name: str, data: bytes) -> None:
+        self.place.write(name, data)
+        self.seen.append(self.look())

@@ -125,9 +125,9 @@ def spoil_metadata(path: Path) -> list[str]:
     root = path / "zarr.json"
     root.write_text(root.read_text().replace('"consolidated_metadata"', '"consolidated_metadatum"'))
     return [
-        "tokens/zarr.json: not valid JSON",
-        f"{ACTS}/zarr.json: the file is missing",
-        "zarr.json: it is not what the header says",
+        "zarr.json: it is not what its header says",
+        "tokens/zarr.json: it is missing, or not what the header says",
+        f"{ACTS}/zarr.json: it is missing, or not what the header says",
     ]
 
 
