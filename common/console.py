@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -22,6 +23,8 @@ DRAW_EVERY_S = 0.2
 
 def run_command(command: click.Command, stop: Stop) -> None:
     """Run a click command and leave with its exit code; users' errors are one line, bugs keep their traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a ? for what a Latin-1 terminal or log cannot write
     try:
         sys.exit(command.main(standalone_mode=False, obj=stop))
     except GranaryError as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from pathlib import Path
 
 import click
@@ -128,3 +130,14 @@ def test_run_command_names_the_file_that_cannot_be_had(
         run_command(command, Stop())
     assert leaving.value.code == 3
     assert capsys.readouterr().err == f"StoreError: {tmp_path}: Is a directory\n"
+
+
+def test_run_command_writes_what_it_can_where_text_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit) as ended:
+        run_command(click.Command("x", callback=lambda: table("‖x‖", ("a – b",), [("é",)])), Stop())
+    assert ended.value.code in (0, None)
+    assert b"?x?" in written.getvalue()
+    assert b"a ? b" in written.getvalue()
