@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,7 +20,7 @@ from train.collective import counted_once, mean_over_latents, over_latents, over
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.kept import Codes, Kept, encode_kept, product
+from train.saes.kept import Codes, encode_kept, product
 from train.saes.parts import (
     aux_k_loss,
     count_silence_,
@@ -31,6 +32,9 @@ from train.saes.parts import (
 from train.saes.places import Choice, keep_batch_top_k
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
+
+AuxK = Callable[[Tensor], Tensor]
+"""AuxK's loss from the residual [batch, window, d_model] of a step."""
 
 
 class LinearSAE(SAE):
@@ -66,34 +70,33 @@ class LinearSAE(SAE):
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         dead = self.dead(clock)
-        latents: Codes
-        if self.sparse:
-            latents, of_dead = self._keep_sparse(batch, dead, clock)
-        else:
-            u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
-            latents = self.keep(u, batch.n_valid, clock)
+        latents, aux_k = (self._keep_sparse if self.sparse else self._keep_plain)(batch, dead, clock)
         loss, reconstruction, told = self.rebuild(latents, batch)
-        residual = batch.x - reconstruction
-        if not self.sparse:
-            aux = aux_k_loss(residual, u, dead, self.W_dec, batch.valid)
-        elif of_dead is not None:
-            aux = dead.any() * share_of_spread(residual, of_dead.times(self.W_dec), batch.valid)
-        else:
-            aux = residual.new_zeros(())
+        parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux_k(batch.x - reconstruction)}
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
         return Output(
             parts, latents, reconstruction, {"dead": mean_over_latents(dead.float().mean())} | told | self.logged()
         )
 
-    def _keep_sparse(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Kept, Kept | None]:
-        """The kept codes, and those that AuxK takes of the dead latents if there may be any."""
+    def _keep_plain(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Codes, AuxK]:
+        u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
+        return self.keep(u, batch.n_valid, clock), lambda residual: aux_k_loss(
+            residual, u, dead, self.W_dec, batch.valid
+        )
+
+    def _keep_sparse(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Codes, AuxK]:
         valid = None if batch.n_valid == over_ranks(batch.valid.numel()) else batch.valid
         some = dead if dead.is_cuda or bool(dead.any()) else None  # on a GPU the question would wait for the device
         choice = self.choice(batch.n_valid, clock)
         latents, of_dead = encode_kept(batch.x, self.W_enc, self.b_enc, self.b_dec, valid, choice, some)
         self.note(latents.values.detach(), clock)
-        return latents, of_dead
+
+        def aux_k(residual: Tensor) -> Tensor:
+            if of_dead is None:
+                return residual.new_zeros(())
+            return dead.any() * share_of_spread(residual, of_dead.times(self.W_dec), batch.valid)
+
+        return latents, aux_k
 
 
 class BatchLinearSAE(LinearSAE):

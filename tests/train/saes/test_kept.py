@@ -32,6 +32,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def gradient(tensor: Tensor) -> Tensor:
+    """What a backward pass left."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
 def kept_of(dense: Tensor) -> Kept:
     """The entries of [1, N, L] that are not 0."""
     row, column = dense[0].nonzero(as_tuple=True)
@@ -56,8 +62,8 @@ def test_a_product_and_its_gradients_are_the_dense_ones() -> None:
     product = kept.times(same)
     product.backward(back)
     assert torch.allclose(product, expected, atol=1e-6)
-    assert torch.allclose(same.grad, weight.grad, atol=1e-5)
-    assert torch.allclose(kept.values.grad, codes.grad[codes > 0], atol=1e-6)
+    assert torch.allclose(gradient(same), gradient(weight), atol=1e-5)
+    assert torch.allclose(gradient(kept.values), gradient(codes)[codes > 0], atol=1e-6)
     assert torch.equal(kept.dense(), codes)
 
 
@@ -85,7 +91,7 @@ def test_encoding_and_its_gradients_are_the_dense_ones() -> None:
     dead[[2, 11, 30, 31, 32]] = True
     back, back_dead = random(2, N // 2, L, seed=6), random(2, N // 2, L, seed=7)
 
-    ours = [value.clone().requires_grad_() for value in (W_enc, b_enc, b_dec)]
+    ours = W_enc.clone().requires_grad_(), b_enc.clone().requires_grad_(), b_dec.clone().requires_grad_()
     kept, of_dead = encode_kept(x, *ours, valid, lambda u: keep_top_k(u, 8), dead)
     assert of_dead is not None
     ((kept.dense() * back).sum() + (of_dead.dense() * back_dead).sum()).backward()
@@ -100,7 +106,7 @@ def test_encoding_and_its_gradients_are_the_dense_ones() -> None:
     assert torch.allclose(kept.dense(), codes, atol=1e-6)
     assert torch.allclose(of_dead.dense(), codes_of_dead, atol=1e-6)
     for mine, plain in zip(ours, theirs, strict=True):
-        assert torch.allclose(mine.grad, plain.grad, atol=1e-5)
+        assert torch.allclose(gradient(mine), gradient(plain), atol=1e-5)
 
 
 def test_without_dead_latents_none_are_encoded() -> None:
@@ -141,9 +147,9 @@ def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool, request:
             batch = Batch.of(batch.x, doc=batch.doc, pos=batch.pos, valid=valid)
         for learner in learners:
             learner.train_step(batch, 256)
-    plain, sparse = (learner.sae.state_dict() for learner in learners)
-    for name, value in plain.items():
-        assert torch.allclose(sparse[name].float(), value.float(), atol=2e-3), name
+    by_all, by_kept = (learner.sae.state_dict() for learner in learners)
+    for name, value in by_all.items():
+        assert torch.allclose(by_kept[name].float(), value.float(), atol=2e-3), name
     figures = [learner.read_metrics() for learner in learners]
     for name, value in figures[0].items():
         if value is not None and name != "dense":  # of all tokens here, of a sample there
