@@ -42,6 +42,7 @@ class LearnerConfig(Settings):
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=200,  # file systems take 255 bytes
         description="Folder of the learner inside the run: letters, digits, . _ -",
     )
     variant: str = Field(description="A name from `train variants`.")

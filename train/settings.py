@@ -52,7 +52,8 @@ def fit_config(
     for text in settings:
         apply_setting(tables, text)
     learners = tuple(learner_config(entry, f"{where}: learner '{entry['name']}'") for entry in tables)
-    refuse_twins(learners[len(learners) - len(made) :])
+    if settings:
+        refuse_twins(learners[len(learners) - len(made) :])
     config = build(FitConfig, values | flags | {"learner": learners}, where)
     return config.model_copy(update={"cache": store_path(config.cache)})
 
@@ -115,7 +116,7 @@ def refuse_twins(made: tuple[LearnerConfig, ...]) -> None:
     """
     for index, learner in enumerate(made):
         for other in made[:index]:
-            if other == learner.model_copy(update={"name": other.name}):
+            if other.name != learner.name and other == learner.model_copy(update={"name": other.name}):
                 raise ConfigError(
                     f"--set makes '{other.name}' and '{learner.name}' one learner. Change the [[grid]], or set one: "
                     f"--set {learner.name}.key=value."

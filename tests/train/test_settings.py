@@ -134,6 +134,8 @@ def test_a_run_needs_a_length() -> None:
         ('cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topk"\noptions = 3\n', "options = 3: a table"),
         ("steps = 1\n", "--cache is needed"),
         ('cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topq"\n', "unknown variant 'topq'"),
+        ('cache = "c"\nsteps = ' + 5000 * "9", "not valid TOML"),
+        (f'cache = "c"\nsteps = 1\n[[learner]]\nvariant = "topk"\nname = "{300 * "a"}"\n', "at most 200 characters"),
     ],
 )
 def test_mistakes_in_a_file_name_the_file(text: str, message: str, tmp_path: Path) -> None:
@@ -231,6 +233,15 @@ def test_a_setting_for_all_replaces_the_list_of_a_grid_before_it_is_expanded(tmp
     file = toml(tmp_path, f'cache = "c.zarr"\nsteps = 10\n[[grid]]\n{text(lists)}')
     config = from_flags(file=file, settings=(setting,))
     assert config.learner == written.learner
+
+
+def test_two_grids_that_make_a_learner_of_one_name_are_refused_without_blaming_a_flag(tmp_path: Path) -> None:
+    text = (
+        'cache = "c.zarr"\nsteps = 1\n[[grid]]\nvariant = "topk"\nk = [2, 3]\n[[grid]]\nvariant = "topk"\nk = [3, 4]\n'
+    )
+    for settings in ((), ("lr=0.1",)):
+        with pytest.raises(ConfigError, match="two learners are called 'topk-k3'"):
+            from_flags(file=toml(tmp_path, text), settings=settings)
 
 
 def test_a_setting_that_makes_two_learners_of_a_grid_one_is_refused(tmp_path: Path) -> None:
