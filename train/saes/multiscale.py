@@ -84,7 +84,7 @@ class MultiScaleConfig(KeptConfig):
         if not self.causal and self.kernel == 2:
             raise ValueError("causal = false needs a kernel of at least 3: the first tap beside the token looks back")
         if self.token_weights and self.convolution == "none":
-            raise ValueError("token_weights are those of a convolution, and convolution = none is set")
+            raise ValueError("token_weights are a convolution's, which convolution = none leaves out: set one of them")
         return self
 
 

@@ -91,7 +91,7 @@ class RelationalConfig(KeptConfig):
         if self.gate_bias != -2.0 and not self.gated:
             raise ValueError("gate_bias has no gate to act on: no_gate, or no_attention with no_position, is set")
         if self.prune_positions > 0 and self.no_position:
-            raise ValueError("prune_positions drops rows of the position term, which no_position leaves out")
+            raise ValueError("prune_positions drops position rows, which no_position leaves out: set one of them")
         if self.position_gate and self.no_position:
             raise ValueError("position_gate gates the position term, which no_position leaves out: set one of them")
         if self.attention == "softmax" and self.memory == "lags":

@@ -400,7 +400,7 @@ def test_groups_of_one_dilation_are_told_apart() -> None:
         ({"dilations": [4, 2]}, "smallest first"),
         ({"d_sae": 3, "k": 2}, "4 dilations need as many latents"),
         ({"kernel": 1}, "greater than 1"),
-        ({"token_weights": True, "convolution": "none"}, "token_weights are those of a convolution"),
+        ({"token_weights": True, "convolution": "none"}, "token_weights are a convolution's"),
         ({"kernel": 2, "causal": False}, "causal = false needs a kernel of at least 3"),
     ],
 )
