@@ -51,12 +51,19 @@ def composed_rows(A: Float[Tensor, "U W"], rows: Float[Tensor, "W D"]) -> Float[
 
 
 def nearest_part(
-    A: Float[Tensor, "U W"], lower: Float[Tensor, "W D"], upper: Float[Tensor, "U D"]
+    logits: Float[Tensor, "U P"],
+    candidates: Int[Tensor, "U P"],
+    lower: Float[Tensor, "W D"],
+    upper: Float[Tensor, "U D"],
 ) -> Float[Tensor, " U"]:
-    """The largest cosine of each upper row with a candidate of its own; rows have unit norm."""
-    with torch.autocast(A.device.type, enabled=False):
-        nearest: Tensor = (upper.float() @ lower.float().T).masked_fill(A <= 0, -1.0).amax(1)
-    return nearest
+    """The largest cosine of each upper row with one of its four heaviest parts; rows have unit norm.
+
+    All candidates would cost as much as making the rows; a row that is a copy is one of its heaviest part.
+    """
+    heaviest = logits.topk(min(N_PARTS, logits.shape[1]), dim=1).indices
+    with torch.autocast(logits.device.type, enabled=False):
+        cosines = torch.einsum("upd,ud->up", lower[candidates.gather(1, heaviest)].float(), upper.float())
+    return cosines.amax(1)
 
 
 def unit(rows: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:

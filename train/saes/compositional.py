@@ -81,9 +81,9 @@ class CompositionalConfig(KeptConfig):
         False, description="A lower latent that is dead weighs no more than a mere candidate, until it fires again."
     )
     copies: float = Field(
-        0.0, ge=0, description="λ_c on the part of an upper row's square that one lower row makes, beyond copy_limit."
+        1.0, ge=0, description="λ_c on the share of an upper row's square that one part makes, beyond copy_limit."
     )
-    copy_limit: float = Field(0.9, ge=0, lt=1, description="cos² of an upper row and its nearest part that is free.")
+    copy_limit: float = Field(0.75, ge=0, lt=1, description="cos² of an upper row and its nearest part that is free.")
     group: float = Field(0.0, ge=0, description="λ_Ω of the tree-group norm; 0.002 is 5 % of the loss, gain unproven.")
     residual_penalty: float = Field(1.0, ge=0, description="λ_r on ‖r_j‖² in decoder = residual; 0.01 is too weak.")
 
@@ -116,6 +116,7 @@ class Compositional(SAE):
         "sparsity": "joint",
         "level_weights": (1.0, 1.0, 1.0),
         "pretrain": 0.0,
+        "copies": 0.0,
     }
 
     def __init__(self, config: CompositionalConfig, d_in: int, seed: int = 0) -> None:
@@ -194,14 +195,20 @@ class Compositional(SAE):
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:
         """Of mid and high: effective number of parts, 1 / Σ share² on average, and which share of rows are copies."""
-        figures, rows = {}, self.rows()
-        for level, A in enumerate(self.compositions(), start=1):
-            name, lower, upper = ("mid", "high")[level - 1], self.places[level - 1], self.places[level]
-            shares = A / A.sum(1, keepdim=True)
-            figures[f"parts_{name}"] = (1 / shares.square().sum(1)).mean()
-            nearest = composition.nearest_part(A, rows[lower], rows[upper])
+        figures = {}
+        each = zip(("mid", "high"), (self.logits_mid, self.logits_high), self.nearest_parts(self.rows()), strict=True)
+        for name, logits, nearest in each:
+            weights = softplus(logits)
+            figures[f"parts_{name}"] = (weights.sum(1).square() / weights.square().sum(1)).mean()
             figures[f"copies_{name}"] = (nearest > COPY).float().mean()
         return figures
+
+    def nearest_parts(self, rows: Float[Tensor, "L D"]) -> list[Float[Tensor, " U"]]:
+        """Of mid and of high: the largest cosine of each row with a part of its own."""
+        return [
+            composition.nearest_part(logits, candidates, rows[self.places[level - 1]], rows[self.places[level]])
+            for logits, candidates, level in self.hierarchy()
+        ]
 
     # ---- codes ------------------------------------------------------------------------------------------------
 

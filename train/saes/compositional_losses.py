@@ -41,11 +41,8 @@ def structure_losses(
     if config.group:
         parts["group"] = config.group * group_loss(sae, f, n_valid, clock)
     if config.copies:
-        nearest = [
-            composition.nearest_part(A, W_dec[sae.places[level - 1]], W_dec[sae.places[level]])
-            for level, A in zip((MID, HIGH), compositions, strict=True)
-        ]
-        losses = [(cosine.clamp_min(0).square() - config.copy_limit).clamp_min(0).mean() for cosine in nearest]
+        nearest = [cosines.clamp_min(0) for cosines in sae.nearest_parts(W_dec)]
+        losses = [(cosines.square() - config.copy_limit).clamp_min(0).mean() for cosines in nearest]
         parts["copies"] = config.copies * torch.stack(losses).sum()
     if config.decoder == "residual":
         parts["residual"] = config.residual_penalty * sae.residual.square().sum(-1).mean()

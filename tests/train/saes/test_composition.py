@@ -90,11 +90,15 @@ def test_a_cluster_with_too_many_members_keeps_the_nearest() -> None:
     assert member[0].tolist() == [0.25] * 4
 
 
-def test_the_nearest_part_is_among_the_candidates() -> None:
-    lower = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+def test_the_nearest_part_is_one_of_the_four_heaviest() -> None:
+    lower = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0], [-1.0, 0.0], [0.8, 0.6]])
     upper = torch.tensor([[0.6, 0.8], [0.6, 0.8]])
-    A = torch.tensor([[1.0, 0.1, 0.0], [0.5, 0.0, 0.5]])
-    assert composition.nearest_part(A, lower, upper).tolist() == pytest.approx([0.8, 1.0])
+    candidates = torch.tensor([[0, 1, 3, 4, 2], [0, 2, 3, 4, 1]])
+    logits = torch.tensor([[1.0, 0.5, 0.0, 0.0, -9.0], [1.0, 0.5, 0.0, 0.0, -9.0]])
+    # the first has 2, which it equals, for a candidate that weighs nothing
+    assert composition.nearest_part(logits, candidates, lower, upper).tolist() == pytest.approx([0.8, 1.0])
+    one = composition.nearest_part(logits[:, :1], candidates[:, :1], lower, upper)
+    assert one.tolist() == pytest.approx([0.6, 0.6])
 
 
 def test_group_sparsity_agrees_with_a_slow_reference() -> None:

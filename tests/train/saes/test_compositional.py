@@ -268,17 +268,17 @@ def test_dead_latents_weigh_no_more_than_candidates(hierarchy: str) -> None:
 def test_copies_cost_what_they_exceed_the_limit_by() -> None:
     sae = new(copies=2.0, copy_limit=0.5, pretrain=0.0)
     with torch.no_grad():
-        for logits, places in ((sae.logits_mid, 20), (sae.logits_high, 10)):
-            logits.fill_(composition.NO_PART)
-            logits[: places // 2, 0] = 1.0  # half of the rows are all but one part
+        for logits in (sae.logits_mid, sae.logits_high):
+            logits.copy_(composition.NO_PART + randn(*logits.shape))
+            logits[: len(logits) // 2, 0] = 1.0  # half of the rows are all but one part
     got = sae.training_pass(inputs(), Clock(50, 100, 64)).parts["copies"]
-    expected = 0.0
-    rows = sae.rows().detach()
-    for level, A in enumerate(sae.compositions(), start=1):
+    expected, rows = 0.0, sae.rows().detach()
+    for logits, candidates, level in sae.hierarchy():
         excess = []
-        for row, weights in zip(rows[sae.places[level]], A, strict=True):
-            cosines = (rows[sae.places[level - 1]] @ row)[weights > 0]
-            excess.append(max(max(cosines.max().item(), 0.0) ** 2 - 0.5, 0.0))
+        for row, values, parts in zip(rows[sae.places[level]], logits.tolist(), candidates.tolist(), strict=True):
+            four = [part for _, part in sorted(zip(values, parts, strict=True))[-4:]]
+            nearest = max((rows[sae.places[level - 1]][part] @ row).item() for part in four)
+            excess.append(max(max(nearest, 0.0) ** 2 - 0.5, 0.0))
         expected += 2.0 * sum(excess) / len(excess)
     assert got.item() == pytest.approx(expected, rel=1e-4)
     assert expected > 0.9  # twice a half of a half, at both levels
