@@ -45,7 +45,7 @@ class Amount:
     passes: float
 
 
-def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: Path) -> Amount:
+def resolve_steps(config: FitConfig, windows_per_pass: int, window: int, store: str) -> Amount:
     """Turn --steps, --tokens or --passes into an exact number of steps, and refuse what the store does not hold.
 
     Raises:
@@ -119,7 +119,8 @@ def rehearse(
     window = learner.sae.window
     if not bool(torch.isfinite(batches.batch(0, config.batch_size // window, window).x).all()):
         raise StoreError(
-            f"{config.cache}: the first batch holds values that are not finite. Run: harvest verify {config.cache}"
+            f"{batches.store.name}: the first batch holds values that are not finite. "
+            f"Run: harvest verify {batches.store.name}"
         )
     batch = rows.with_x(rows.x.float())
     loss = math.nan

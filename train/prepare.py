@@ -15,6 +15,7 @@ from common.config import build, read_toml
 from common.console import say
 from common.errors import ConfigError, StoreError, TrainingError
 from common.files import difference, read_json, write_file, write_json
+from common.places import url_of
 from common.stopping import Stop
 from common.store import Store
 from train.checkpoint import newest_whole
@@ -112,19 +113,19 @@ def load_plan(folder: Path, store: Store) -> DataPlan | None:
         )
     if plan.store_id != store.id:
         raise StoreError(
-            f"{folder}: it was trained on another store than {store.path}. "
+            f"{folder}: it was trained on another store than {store.name}. "
             "Name that one with --cache, or start another run with --out."
         )
     store = store.as_of(plan.n_sequences)
     gone = set(plan.chunks) - set(store.usable_chunks(plan.hook))
     if gone:
         raise StoreError(
-            f"{store.path}: chunk {min(gone)}, which the run in {folder} reads, is not there. "
-            f"Run: harvest verify {store.path} --repair"
+            f"{store.name}: chunk {min(gone)}, which the run in {folder} reads, is not there. "
+            f"Run: harvest verify {store.name} --repair"
         )
     if digest_of(store, plan.hook, plan.chunks) != plan.digest:
         raise StoreError(
-            f"{store.path}: its data changed since the run in {folder} began, so it cannot go on exactly. "
+            f"{store.name}: its data changed since the run in {folder} began, so it cannot go on exactly. "
             "Start another run with --out."
         )
     return plan
@@ -142,7 +143,7 @@ def write_settings(
     folder: Path, config: FitConfig, plan: DataPlan, identity: dict[str, Any], mixed: float | None
 ) -> None:
     """`run.toml` and `data.json` from what they say."""
-    settings = plain(config.model_dump(mode="json")) | {"cache": str(config.cache.resolve())}
+    settings = plain(config.model_dump(mode="json")) | {"cache": url_of(config.cache) or str(config.cache.resolve())}
     write_file(folder / RUN_FILE, tomli_w.dumps(settings).encode())
     values = asdict(plan) | {"config": plan.config.model_dump(mode="json")}
     write_json(folder / DATA_FILE, {"identity": identity, "plan": values, "mixing": mixed})
@@ -165,7 +166,7 @@ def make_run(
     """
     plan, folder = batches.plan, config.run_folder()
     amount = min(
-        (resolve_steps(config, batches.windows_per_pass(window), window, store.path) for window in windows_of(saes)),
+        (resolve_steps(config, batches.windows_per_pass(window), window, store.name) for window in windows_of(saes)),
         key=lambda amount: amount.n_steps,
     )
     precision = resolve_precision(config.precision, device)

@@ -10,6 +10,7 @@ from typing import Any, get_args, get_origin
 
 from common.config import build, parse_count, read_toml
 from common.errors import ConfigError, StoreError, nearest
+from common.places import url_of
 from train.config import FitConfig, LearnerConfig
 from train.saes import variant_class
 
@@ -258,8 +259,11 @@ def learner_config(entry: dict[str, Any], where: str) -> LearnerConfig:
     return build(LearnerConfig, common | {"options": options}, where)
 
 
-def saved_config(run: Path, cache: Path | None = None, device: str | None = None) -> FitConfig:
+def saved_config(run: Path, cache: Path | str | None = None, device: str | None = None) -> FitConfig:
     """The configuration saved in a run folder.
+
+    Args:
+        cache: where the store is now; text may be a URL.
 
     Raises:
         StoreError: no run there, or its store is gone.
@@ -273,6 +277,6 @@ def saved_config(run: Path, cache: Path | None = None, device: str | None = None
         values["device"] = device
     config = build(FitConfig, values, str(run / "run.toml"))
     path = store_path(config.cache)
-    if not path.exists():
+    if url_of(path) is None and not path.exists():  # of a URL it is asked when the store is opened
         raise StoreError(f"{path}: the store of {run} is not there. Say where it is now with --cache.")
     return config.model_copy(update={"cache": path})

@@ -21,7 +21,7 @@ from train.preflight import learners_at_once, resolve_steps
 from train.saes.topk import TopKConfig
 from train.trainer import fit
 
-STORE = Path("c.zarr")
+STORE = "c.zarr"
 
 
 def config(**values: Any) -> FitConfig:

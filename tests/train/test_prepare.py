@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import ConfigError, StoreError, TrainingError
+from common.config import read_toml
+from common.errors import ConfigError, DataError, StoreError, TrainingError
 from common.files import fingerprint
 from common.layout import acts_array
+from common.places import local_path
 from common.stopping import Stop
 from common.store import Store
 from harvest.run import harvest
@@ -21,6 +23,8 @@ from tests.train.runs import config, equal, learner, run, status_of
 from train.learner import Learner
 from train.preflight import rehearse
 from train.prepare import load_plan
+from train.settings import saved_config
+from train.trainer import fit
 
 
 def test_a_finished_run_does_nothing_and_says_so(
@@ -217,6 +221,23 @@ def test_no_whole_checkpoint_is_an_error_and_stays_one(shared_store: Path, tmp_p
     shutil.rmtree(tmp_path / "r" / "topk")  # as the message says
     again = run(shared_store, tmp_path / "r", learner("topk"), learner("standard"))
     assert again.reason == "2 of 2 learners finished"
+
+
+def test_a_run_on_a_store_behind_a_url_goes_on_without_its_mirror(
+    tiny_model: Path, texts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = "memory://prepared/x.zarr"
+    monkeypatch.setenv("GRANARY_MIRRORS", str(tmp_path / "mirrors"))
+    harvest(harvest_config(tiny_model, texts, local_path(url), tokens=12_000), Stop())
+    with pytest.raises(DataError, match=rf"^{url}: 1,000 steps"):
+        run(local_path(url), tmp_path / "r", learner("topk"), steps=1000)
+    run(local_path(url), tmp_path / "r", learner("topk"), steps=10)
+    assert read_toml(tmp_path / "r" / "run.toml")["cache"] == url
+    (tmp_path / "r" / "topk" / "result.json").unlink()  # as if stopped
+    monkeypatch.setenv("GRANARY_MIRRORS", str(tmp_path / "elsewhere"))
+    saved = saved_config(tmp_path / "r")
+    assert saved.cache == saved_config(tmp_path / "r", cache=url).cache == local_path(url)
+    assert fit(saved, Stop()).state == "finished"
 
 
 def test_a_store_of_another_model_under_the_same_path_is_refused(

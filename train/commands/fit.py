@@ -46,11 +46,11 @@ def fit(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--cache", type=click.Path(path_type=Path), help="Where the store is now, if it has moved.")
+@click.option("--cache", metavar="TEXT", help="Where the store is now, if it has moved.")
 @click.option("--device", help="Another device than before.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON record on stdout.")
 @click.pass_obj
-def resume(stop: Any, run: Path, cache: Path | None, device: str | None, as_json: bool) -> None:
+def resume(stop: Any, run: Path, cache: str | None, device: str | None, as_json: bool) -> None:
     """Go on with a run that was stopped, exactly where it was.
 
     \b
