@@ -28,14 +28,13 @@ from train.saes import compositional_phases as phases
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.composition import HIGH, LOW, MID
-from train.saes.compositional_losses import structure_losses
+from train.saes.compositional_losses import part_figures, structure_losses
 from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
 from train.saes.sparsity import Mode, Sparsity
 from train.schedule import Clock
 
 OWN_RATE = 10.0  # times the learning rate, for the logits: at 1 A changes by 5 % in 810 steps and learns nothing
 START_COUPLING = 0.1
-COPY = 0.95  # cosine of an upper row and one of its parts above which it is a copy
 WARMUP_SHARE, WARMUP_STEPS = 0.05, 500  # of the learning rate after the clustering
 
 
@@ -195,20 +194,7 @@ class Compositional(SAE):
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:
         """Of mid and high: effective number of parts, 1 / Σ share² on average, and which share of rows are copies."""
-        figures = {}
-        each = zip(("mid", "high"), (self.logits_mid, self.logits_high), self.nearest_parts(self.rows()), strict=True)
-        for name, logits, nearest in each:
-            weights = softplus(logits)
-            figures[f"parts_{name}"] = (weights.sum(1).square() / weights.square().sum(1)).mean()
-            figures[f"copies_{name}"] = (nearest > COPY).float().mean()
-        return figures
-
-    def nearest_parts(self, rows: Float[Tensor, "L D"]) -> list[Float[Tensor, " U"]]:
-        """Of mid and of high: the largest cosine of each row with a part of its own."""
-        return [
-            composition.nearest_part(logits, candidates, rows[self.places[level - 1]], rows[self.places[level]])
-            for logits, candidates, level in self.hierarchy()
-        ]
+        return part_figures(self)
 
     # ---- codes ------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The loss parts of `compositional` over its pairs of levels, those that are switched on."""
+"""The loss parts of `compositional` over its pairs of levels, those that are switched on, and figures of its parts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from train.saes import composition
 from train.saes.composition import HIGH, MID
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # which imports this module
     from train.saes.compositional import Compositional
 
 GROUP_RAMP = 0.2  # of the joint phase, over which Ω rises
+COPY = 0.95  # cosine of an upper row and one of its parts above which it is a copy
 AGREEMENT_RAMP = (0.2, 0.4)  # shares of the run between which the agreement loss rises
 
 
@@ -41,7 +43,7 @@ def structure_losses(
     if config.group:
         parts["group"] = config.group * group_loss(sae, f, n_valid, clock)
     if config.copies:
-        nearest = [cosines.clamp_min(0) for cosines in sae.nearest_parts(W_dec)]
+        nearest = [cosines.clamp_min(0) for cosines in nearest_parts(sae, W_dec)]
         losses = [(cosines.square() - config.copy_limit).clamp_min(0).mean() for cosines in nearest]
         parts["copies"] = config.copies * torch.stack(losses).sum()
     if config.decoder == "residual":
@@ -58,3 +60,22 @@ def group_loss(sae: Compositional, f: list[Tensor], n_valid: int, clock: Clock) 
         for logits, candidates, level in sae.hierarchy()
     ]
     return ramp * torch.stack(losses).sum()
+
+
+def nearest_parts(sae: Compositional, rows: Float[Tensor, "L D"]) -> list[Float[Tensor, " U"]]:
+    """Of mid and of high: the largest cosine of each row with a part of its own."""
+    return [
+        composition.nearest_part(logits, candidates, rows[sae.places[level - 1]], rows[sae.places[level]])
+        for logits, candidates, level in sae.hierarchy()
+    ]
+
+
+def part_figures(sae: Compositional) -> dict[str, Tensor]:
+    """Of mid and high: effective number of parts, 1 / Σ share² on average, and which share of rows are copies."""
+    figures = {}
+    each = zip(("mid", "high"), sae.hierarchy(), nearest_parts(sae, sae.rows()), strict=True)
+    for name, (logits, _, _), nearest in each:
+        weights = softplus(logits)
+        figures[f"parts_{name}"] = (weights.sum(1).square() / weights.square().sum(1)).mean()
+        figures[f"copies_{name}"] = (nearest > COPY).float().mean()
+    return figures
