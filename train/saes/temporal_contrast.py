@@ -64,7 +64,7 @@ class ContrastConfig(KeptConfig):
     density_limit: float = Field(
         0.1, gt=0, le=1, description="Features active on more tokens are left out of z, or they take it over; 1: none."
     )
-    centred: bool = Field(False, description="z less its running mean; lets dense features take over in other ways.")
+    centred: bool = Field(False, description="z less its running mean; with budgets it may do without `density_limit`.")
     head: Literal["none", "random", "learned"] = Field(
         "none", description="z from 128 projections of the high pre-activations; a learned head may absorb the loss."
     )
