@@ -171,7 +171,8 @@ def make_run(
     )
     precision = resolve_precision(config.precision, device)
     identity = identity_of(config, store, plan, amount, precision)
-    refuse_other_run(folder, config, identity)
+    with blamed(folder):
+        refuse_other_run(folder, config, identity)
     run = Run(
         config=config,
         ranks=ranks,
@@ -352,7 +353,9 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
         learner.restore(found.tensors, found.facts)
         run.say(f"{config.name}: going on from step {learner.step:,} of {run.amount.n_steps:,}")
     if run.ranks.writes:
-        run.metrics_of(learner).keep_until(learner.step)
+        metrics = run.metrics_of(learner)
+        with blamed(metrics.path):
+            metrics.keep_until(learner.step)
     return learner
 
 

@@ -29,6 +29,7 @@ from train.data.plan import DataPlan, plan_data, with_windows
 from train.data.reader import Batches
 from train.evaluate.heldout import evaluate_heldout
 from train.finish import conclude, finish, finished_outcome
+from train.folders import blamed
 from train.learner import Learner
 from train.monitors import ALARM_SHARE, ALARM_STEPS, alarms, dense_alarm, verdict
 from train.preflight import learners_at_once
@@ -96,11 +97,14 @@ def look_at(config: FitConfig, folder: Path) -> Outcome | None:
 
     Raises:
         ConfigError: the run folder cannot be one.
+        StoreError: its files are of another form than a run's.
     """
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise ConfigError(f"--out {folder}: {path} is a file, not a folder. Choose another --out.")
-    done = finished_outcome(config, Store.open(config.cache))
+    store = Store.open(config.cache)
+    with blamed(folder):
+        done = finished_outcome(config, store)
     if done is not None:
         say(f"{folder}: finished already, nothing to do. Another --out starts another run.")
     return done

@@ -59,6 +59,26 @@ def test_a_damaged_plan_is_one_error(store: Store, tmp_path: Path, text: str) ->
         load_plan(tmp_path, store)
 
 
+def test_files_of_another_form_in_a_run_folder_are_one_error(shared_store: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    run(shared_store, out, learner("topk"), steps=5)
+    for name, text in (
+        ("status.json", "{}"),
+        ("status.json", "[]"),
+        ("topk/result.json", "{}"),
+        ("run.toml", 'cache = "x"\n'),
+    ):
+        before = (out / name).read_text()
+        (out / name).write_text(text)
+        with pytest.raises(StoreError, match=r"not what a run leaves \("):
+            run(shared_store, out, learner("topk"), steps=5)
+        (out / name).write_text(before)
+    (out / "topk" / "result.json").unlink()  # as if stopped
+    (out / "topk" / "metrics.jsonl").write_text('{"step": "x"}\n')
+    with pytest.raises(StoreError, match=r"metrics\.jsonl: not what a run leaves \("):
+        run(shared_store, out, learner("topk"), steps=5)
+
+
 def test_a_start_that_fails_after_a_learner_diverged_can_be_made_again(shared_store: Path, tmp_path: Path) -> None:
     learners = (learner("standard", "wild", l1=1e39), learner("topk"))
     rehearsed = rehearse
