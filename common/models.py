@@ -386,6 +386,7 @@ def load_model(source: ModelSource, device: str, dtype: str = "float32", tokeniz
     except Exception as error:
         raise _load_error(source, error) from None
     bridge.eval()
+    bridge.original_model.config.get_text_config().use_cache = False  # nobody generates: keys and values are of no use
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
     return LanguageModel(bridge, words, source)

@@ -31,7 +31,6 @@ def compile_blocks(model: LanguageModel, hooks: Sequence[str], backend: Backend 
     before = model.capture(probe, hooks)
     for block in model.bridge.blocks:
         take_out_bridges(block.original_component)
-    model.bridge.original_model.config.get_text_config().use_cache = False  # its growth would be compiled as well
     after = model.capture(probe, hooks)
     for hook in hooks:
         if hook not in after:
