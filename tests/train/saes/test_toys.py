@@ -113,8 +113,12 @@ def composition_figures(sae: SAE, truth: Truth) -> dict[str, float]:
 
 
 def test_compositional_finds_upper_features_in_their_level_and_what_they_are_made_of(tmp_path: Path) -> None:
-    # budgets of about 3.2, 2.3, 1.6 latents: the true L0 is 3.2, 1.8, 1.2
-    options: dict[str, Any] = {"d_sae": 182, "k": 7, "agreement": 0.02, "level_weights": (0.5, 0.7, 1.0)}
+    # budgets of about 3.2, 2.3, 1.6 latents: the true L0 is 3.2, 1.8, 1.2. Without the last two, rows of dead mid
+    # latents are what high ones are made of
+    options: dict[str, Any] = {
+        "d_sae": 182, "k": 7, "agreement": 0.02, "level_weights": (0.5, 0.7, 1.0),
+        "living_parts": True, "copies": 0.3,
+    }  # fmt: skip
     forms = {
         "learned": ("compositional", options),
         "random": ("compositional", options | {"hierarchy": "fixed_random"}),
@@ -127,8 +131,8 @@ def test_compositional_finds_upper_features_in_their_level_and_what_they_are_mad
         {name: np.mean([figures[f"{name}-{seed}"][figure] for seed in SEEDS]) for name in forms}
         for figure in ("upper", "edges")
     )
-    assert upper["learned"] >= 0.78  # .8 is wanted and was measured; a feature more or less is .01
-    assert edges["learned"] >= 0.5  # .6 is wanted: the log has what was tried
+    assert upper["learned"] >= 0.8
+    assert edges["learned"] >= 0.6
     assert edges["random"] <= 0.2
     for control in ("random", "flat_loss"):
         assert upper[control] <= upper["learned"] - 0.2
