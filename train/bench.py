@@ -84,7 +84,7 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
             variant,
             tokens_per_s=round(config.batch_size / statistics.median(times[variant]), 1),
             step_ms=round(1e3 * statistics.median(times[variant]), 3),
-            fraction_of_floor=round(products_of(learner, config.k) * median_ratio(product, times[variant]), 4),
+            fraction_of_floor=round(products_of(config.d_sae, config.k) * median_ratio(product, times[variant]), 4),
             relative=round(median_ratio(first, times[variant]), 4),
             kernels="sparse" if learner.sae.sparse else "plain",
             precision=str(precision).removeprefix("torch."),
@@ -148,9 +148,9 @@ def encoder_product(config: BenchConfig, device: torch.device, precision: torch.
     return lambda: x @ W
 
 
-def products_of(learner: Learner, k: int) -> float:
-    """Work of a step's products, in encoder products."""
-    return 1 + 4 * k / learner.sae.d_sae if learner.sae.can_be_sparse else 5.0
+def products_of(d_sae: int, k: int) -> float:
+    """Work of a step's products, in encoder products: all but one are over the k codes that are not 0."""
+    return 1 + 4 * k / d_sae
 
 
 def in_turn(

@@ -95,7 +95,7 @@ class Learner:
         self.sae = sae.to(device)
         share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 0.0  # others look at every step
         pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device, share))
-        self.sae.sparse = sae.can_be_sparse and pays and shards is None
+        self.sae.sparse = sae.trained and pays and shards is None
         for parameter in self.sae.parameters():
             # checkpoints are contiguous; fused Adam walks memory, and would pair the wrong elements after a restore
             parameter.data = parameter.data.contiguous()
@@ -293,6 +293,7 @@ class Learner:
             "best_ev": self.best_ev,
             "best_step": self.best_step,
             "seconds": self.seconds,
+            "options": self.sae.config.model_dump(mode="json"),
         }
 
     def restore(self, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any]) -> None:

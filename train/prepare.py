@@ -344,6 +344,7 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
         learner = started(run, config)
     else:
         lines = difference(found.facts["identity"], identity_with(run, config))
+        lines += changed_defaults(found.facts.get("options", {}), run.saes[config.name])
         if lines:
             raise StoreError(
                 f"{found.path}: it belongs to another run (stored → asked): {'; '.join(lines)}. "
@@ -357,6 +358,13 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
         with blamed(metrics.path):
             metrics.keep_until(learner.step)
     return learner
+
+
+def changed_defaults(stored: dict[str, Any], config: SAEConfig) -> list[str]:
+    """Options that nobody named, and that another version of Granary gave another value when the learner began."""
+    now = config.model_dump(mode="json")
+    known = stored.keys() & now.keys()
+    return difference({name: stored[name] for name in known}, {name: now[name] for name in known}, "options.")
 
 
 def stand_together(run: Run) -> None:

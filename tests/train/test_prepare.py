@@ -20,6 +20,7 @@ from common.store import Store
 from harvest.run import harvest
 from tests.conftest import HOOK, harvest_config
 from tests.train.runs import config, equal, learner, run, status_of
+from train.checkpoint import MANIFEST
 from train.learner import Learner
 from train.preflight import rehearse
 from train.prepare import load_plan
@@ -146,6 +147,17 @@ def test_a_checkpoint_of_another_run_is_refused_with_the_difference(shared_store
     shutil.copytree(tmp_path / "b" / "topk" / "checkpoints", tmp_path / "a" / "topk" / "checkpoints")
     with pytest.raises(StoreError, match=r"belongs to another run.*learner\.lr: 0\.001 → None.*seed: 1 → 0"):
         run(shared_store, tmp_path / "a", learner("topk"))
+
+
+def test_a_default_that_changed_since_a_checkpoint_is_refused(shared_store: Path, tmp_path: Path) -> None:
+    run(shared_store, tmp_path / "r", learner("topk"))
+    (tmp_path / "r" / "topk" / "result.json").unlink()
+    for file in (tmp_path / "r" / "topk" / "checkpoints").glob(f"step-*/{MANIFEST}"):
+        manifest = json.loads(file.read_text())
+        manifest["facts"]["options"] |= {"aux_alpha": 0.5, "gone": 1}
+        file.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"\(stored → asked\): options\.aux_alpha: 0\.5 → 0\.03125\. Remove"):
+        run(shared_store, tmp_path / "r", learner("topk"))
 
 
 def test_a_file_in_the_way_of_the_folder_is_refused(shared_store: Path, tmp_path: Path) -> None:

@@ -104,9 +104,8 @@ class SAE(nn.Module, ABC):
         plain: options with which the variant is flat BatchTopK, for the tests; None where there are none.
         trained: whether gradient steps make it what it is; a reference has none, and no monitor ends it.
         sees_past: whether the tokens before have a say in a token's latents or reconstruction.
-        can_be_sparse: whether a step can do with the kept codes alone.
         can_split, can_shard: whether ranks may share the rows of a batch, or the latents: see `collective`.
-        sparse: whether it does; the trainer says so.
+        sparse: whether a step does with the codes that are not 0 where they are few; the trainer says so.
     """
 
     variant: ClassVar[str]
@@ -118,7 +117,6 @@ class SAE(nn.Module, ABC):
     plain: ClassVar[Mapping[str, Any] | None] = None
     trained: ClassVar[bool] = True
     sees_past: ClassVar[bool] = False
-    can_be_sparse: ClassVar[bool] = False
     can_split: ClassVar[bool] = False
     can_shard: ClassVar[bool] = False
     sparse: bool = False

@@ -100,7 +100,6 @@ class Compositional(SAE):
     """See the module's formula."""
 
     variant = "compositional"
-    can_be_sparse = True
     Config = CompositionalConfig
     config: CompositionalConfig
     logits_mid: nn.Parameter

@@ -89,7 +89,6 @@ class Contrastive(SAE):
     """See the module's formula."""
 
     variant = "contrastive"
-    can_be_sparse = True
     Config = ContrastiveConfig
     config: ContrastiveConfig
     plain = {"lambda_c": 0.0, "high_weight": 0.0, "sparsity": "joint"}

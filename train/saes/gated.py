@@ -49,7 +49,6 @@ class Gated(SAE):
 
     variant = "gated"
     can_split = True
-    can_be_sparse = True
     Config = GatedConfig
     config: GatedConfig
 

@@ -135,7 +135,6 @@ class JumpReLU(SAE):
 
     variant = "jumprelu"
     can_split = True
-    can_be_sparse = True
     Config = JumpReLUConfig
     lr_scale = 0.4  # 1 leaves a tenth of the latents dead and explains less (docs/log.md)
     config: JumpReLUConfig

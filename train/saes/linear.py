@@ -40,7 +40,6 @@ AuxK = Callable[[Tensor], Tensor]
 class LinearSAE(SAE):
     """A linear encoder, a way to keep k latents, reconstruction and AuxK."""
 
-    can_be_sparse = True
     can_split = True
     config: KeptConfig
 

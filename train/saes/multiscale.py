@@ -100,7 +100,6 @@ class MultiScale(SAE):
     """
 
     variant = "multiscale"
-    can_be_sparse = True
     sees_past = True
     Config = MultiScaleConfig
     config: MultiScaleConfig

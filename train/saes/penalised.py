@@ -46,7 +46,6 @@ class RectifiedSAE(SAE):
     """
 
     can_split = True
-    can_be_sparse = True
     config: LedConfig
 
     def __init__(self, config: LedConfig, d_in: int, seed: int = 0) -> None:

@@ -113,7 +113,6 @@ class Relational(SAE):
     """
 
     variant = "relational"
-    can_be_sparse = True
     sees_past = True
     Config = RelationalConfig
     config: RelationalConfig

@@ -86,7 +86,6 @@ class Tree(SAE):
     """
 
     variant = "tree"
-    can_be_sparse = True
     Config = TreeConfig
     config: TreeConfig
     plain = {

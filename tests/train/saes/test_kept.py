@@ -16,9 +16,9 @@ from train.saes.places import Places, keep_top_k
 from train.schedule import Clock
 
 N, D, L = 24, 6, 40
-able = [name for name, cls in REGISTRY.items() if cls.can_be_sparse]
-can_be_sparse = pytest.mark.parametrize("variant", able)
-keeps_k = pytest.mark.parametrize("variant", [name for name in able if issubclass(REGISTRY[name].Config, KeptConfig)])
+every = [name for name, cls in REGISTRY.items() if cls.trained]
+trained = pytest.mark.parametrize("variant", every)
+keeps_k = pytest.mark.parametrize("variant", [name for name in every if issubclass(REGISTRY[name].Config, KeptConfig)])
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_aux_k_is_the_share_of_the_residuals_spread() -> None:
     assert float(aux_k_loss(residual, u, silent & False, W_dec, valid)) == 0
 
 
-@can_be_sparse
+@trained
 @pytest.mark.parametrize("some_invalid", [False, True])
 def test_sparse_steps_are_plain_steps(variant: str, some_invalid: bool, request: pytest.FixtureRequest) -> None:
     if not issubclass(REGISTRY[variant].Config, KeptConfig):
@@ -199,7 +199,7 @@ def test_a_code_that_is_0_passes_no_gradient_that_matters(
         assert (gradients[1][name] - plain).norm() <= 1e-5 * plain.norm(), name
 
 
-@can_be_sparse
+@trained
 def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str, always_sparse: None) -> None:
     losses = []
     for precision in (torch.float32, torch.bfloat16):
@@ -218,7 +218,7 @@ def test_steps_are_plain_of_themselves_where_much_is_kept(variant: str) -> None:
     assert not learner_of(new_sae(variant, k=N_LATENTS // 8 + 1), 60).sae.sparse
 
 
-@pytest.mark.parametrize("variant", [name for name in able if not issubclass(REGISTRY[name].Config, KeptConfig)])
+@pytest.mark.parametrize("variant", [name for name in every if not issubclass(REGISTRY[name].Config, KeptConfig)])
 @pytest.mark.parametrize("shift", [0.0, -0.2])
 def test_a_step_with_a_penalty_is_sparse_where_few_codes_are_above_0(variant: str, shift: float) -> None:
     sae = new_sae(variant)
