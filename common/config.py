@@ -43,7 +43,8 @@ def refuse_bool(value: Any) -> Any:
 def refuse_text(value: Any) -> Any:
     """`value`, unless it is text that `parse_count` could not read."""
     if isinstance(value, str):
-        raise ValueError("a whole number is needed, such as 4096, 64k or 10M")
+        most = f" of at most {LARGEST:.0e}".replace("+", "") if value.strip().isdigit() else ""
+        raise ValueError(f"a whole number{most} is needed, such as 4096, 64k or 10M")
     return value
 
 

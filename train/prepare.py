@@ -343,14 +343,14 @@ def bring(run: Run, config: LearnerConfig) -> Learner:
     if found is None:
         learner = started(run, config)
     else:
+        learner = new_learner(run, config)
         lines = difference(found.facts["identity"], identity_with(run, config))
-        lines += changed_defaults(found.facts.get("options", {}), run.saes[config.name])
+        lines += changed_defaults(found.facts.get("options", {}), learner.sae.config)
         if lines:
             raise StoreError(
                 f"{found.path}: it belongs to another run (stored → asked): {'; '.join(lines)}. "
                 f"Remove {folder} to train this learner anew."
             )
-        learner = new_learner(run, config)
         learner.restore(found.tensors, found.facts)
         run.say(f"{config.name}: going on from step {learner.step:,} of {run.amount.n_steps:,}")
     if run.ranks.writes:

@@ -16,7 +16,7 @@ from common.config import Count, Settings
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.kept import Codes, product
-from train.saes.sparsity import check_led
+from train.saes.sparsity import check_led, check_target
 from train.schedule import Clock, dead_after
 
 Batches = Callable[[], Iterable[Batch]]
@@ -60,6 +60,7 @@ class LedConfig(SAEConfig):
 
     @model_validator(mode="after")
     def _can_be_led(self) -> LedConfig:
+        check_target(self.target_l0, self.d_sae)
         check_led("l1", self.l1, self.target_l0 is not None)
         return self
 
@@ -135,7 +136,7 @@ class SAE(nn.Module, ABC):
         rows = torch.randn(config.d_sae, d_in, generator=generator)
         rows /= rows.norm(dim=-1, keepdim=True)
         self.W_dec = nn.Parameter(rows)
-        self.W_enc = nn.Parameter(rows.t().contiguous())
+        self.W_enc = nn.Parameter(rows.t().clone(memory_format=torch.contiguous_format))  # never the same memory
         self.b_enc = nn.Parameter(torch.zeros(config.d_sae))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.register_buffer("tokens_silent", torch.zeros(config.d_sae, dtype=torch.int64))

@@ -39,7 +39,7 @@ from train.saes.kept import Kept, at, product, taken
 from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
 from train.saes.penalised import few_above
 from train.saes.places import Places
-from train.saes.sparsity import PENALTY_WARMUP, L0Controller, check_led
+from train.saes.sparsity import PENALTY_WARMUP, L0Controller, check_led, check_target
 from train.schedule import Clock, ramp
 
 LEAST_THETA = 1e-6
@@ -63,6 +63,7 @@ class JumpReLUConfig(SAEConfig):
     def _target(self) -> JumpReLUConfig:
         if self.penalty == "target" and self.target_l0 is None:
             raise ValueError("penalty = 'target' needs target_l0 (or --k)")
+        check_target(self.target_l0, self.d_sae)
         check_led("l0", self.l0, self.target_l0 is not None and self.penalty != "target")
         return self
 

@@ -1,4 +1,4 @@
-"""References that nothing is trained in: the mean, k principal components, the identity (spec §1.7).
+"""References that nothing is trained in: the mean, k principal components, the identity.
 
     u = ReLU((x − μ) [V_1 … V_K, −V_1 … −V_K])      x̂ = μ + Σ_i (u_i − u_{i+d}) V_i
 

@@ -30,6 +30,16 @@ RANGE = 30.0  # how far the controller may move λ, either way
 Mode = Literal["budgets", "joint", "l1"]
 
 
+def check_target(target_l0: float | None, d_sae: int) -> None:
+    """Refuse an L0 that no dictionary of this size has.
+
+    Raises:
+        ValueError: it is larger than the dictionary.
+    """
+    if target_l0 is not None and target_l0 > d_sae:
+        raise ValueError(f"target_l0 = {target_l0:g} (or --k) is more than d_sae = {d_sae}")
+
+
 def check_led(name: str, weight: float, led: bool) -> None:
     """Refuse a penalty weight that is to be led to an L0 and cannot move.
 

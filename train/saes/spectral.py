@@ -28,6 +28,8 @@ def partition(affinity: Float[Tensor, "W W"], n_clusters: int, seed: int) -> Int
 
     graph = torch.maximum(affinity, affinity.T).double().cpu().clamp_min(LEAST).numpy()
     n_dimensions = min(DIMENSIONS, n_clusters, len(graph) - 2)
+    if n_dimensions < 1:  # two latents or one: nothing to embed
+        return torch.arange(len(graph), device=affinity.device) % n_clusters
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different latents than clusters
         places = spectral_embedding(graph, n_components=n_dimensions, random_state=seed, drop_first=False)

@@ -310,3 +310,19 @@ def test_loading_weights_of_another_width_is_refused(variant: str, tmp_path: Pat
     (tmp_path / "a" / "config.json").replace(tmp_path / "b" / "config.json")
     with pytest.raises(StoreError, match="the weights do not fit"):
         load_sae(tmp_path / "b")
+
+
+@pytest.mark.parametrize("variant", ["standard", "panneal", "gated", "jumprelu"])
+def test_an_l0_above_the_width_is_refused(variant: str) -> None:
+    with pytest.raises(ConfigError, match=r"target_l0 = 33 \(or --k\) is more than d_sae = 32"):
+        make_sae(variant, {"d_sae": 32, "target_l0": 33}, 8, 0, "test")
+
+
+@pytest.mark.parametrize("variant", [name for name, cls in REGISTRY.items() if cls.trained])
+@pytest.mark.parametrize(("d_sae", "d_in"), [(1, 8), (32, 1)])
+def test_encoder_and_decoder_never_share_memory(variant: str, d_sae: int, d_in: int) -> None:
+    try:
+        sae = make_sae(variant, {"d_sae": d_sae} | ({"k": 1} if d_sae == 1 else {}), d_in, 0, "test")
+    except ConfigError:  # too small for its levels
+        return
+    assert sae.W_enc.untyped_storage().data_ptr() != sae.W_dec.untyped_storage().data_ptr()

@@ -32,3 +32,8 @@ def test_latents_that_are_alike_are_no_error() -> None:
     found = partition(torch.ones(10, 10), 4, seed=0)
     assert found.shape == (10,)
     assert set(found.tolist()) <= set(range(4))
+
+
+def test_two_latents_are_shared_out() -> None:
+    assert partition(torch.ones(2, 2), 2, seed=0).tolist() == [0, 1]
+    assert partition(torch.ones(2, 2), 1, seed=0).tolist() == [0, 0]
