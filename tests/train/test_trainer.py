@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import time
@@ -26,6 +27,21 @@ from train.run import Run, scaled_batches
 from train.saes import REGISTRY, load_sae, make_sae
 from train.schedule import default_lr
 from train.trainer import Pace, fit, take_round
+
+
+@contextlib.contextmanager
+def stopped_at(step: int) -> Iterator[Stop]:
+    """A stop that is asked for right after this step of a learner."""
+    stop, taken = Stop(), Learner.train_step
+
+    def step_and_stop(self: Learner, batch: Batch, batch_tokens: int) -> None:
+        taken(self, batch, batch_tokens)
+        if self.step == step:
+            stop.signal_name = "SIGTERM"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "train_step", step_and_stop)
+        yield stop
 
 
 def test_a_run_leaves_the_files_and_figures_promised(shared_store: Path, tmp_path: Path) -> None:
@@ -103,19 +119,9 @@ def test_stops_leave_the_best_checkpoint_and_the_alarms_as_they_are(
 
     monkeypatch.setattr("train.trainer.quick_look", look)
     run(shared_store, tmp_path / "straight", learner("topk"))
-    taken = Learner.train_step
     for stop_at in (15, 16, 17):
-        stop = Stop()
-
-        def step_and_stop(self: Learner, batch: Batch, batch_tokens: int, at: int = stop_at, stop: Stop = stop) -> None:
-            taken(self, batch, batch_tokens)
-            if self.step == at:
-                stop.signal_name = "SIGTERM"
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Learner, "train_step", step_and_stop)
-            with pytest.raises(Interrupted, match=f"at step {stop_at} of 40"):
-                fit(config(shared_store, tmp_path / "r", learner("topk")), stop)
+        with stopped_at(stop_at) as stop, pytest.raises(Interrupted, match=f"at step {stop_at} of 40"):
+            fit(config(shared_store, tmp_path / "r", learner("topk")), stop)
     kept = checkpoints(tmp_path / "r" / "topk" / "checkpoints")
     assert [int(path.name[5:]) for path in kept] == [10, 16, 17]  # the best, and the last two
     run(shared_store, tmp_path / "r", learner("topk"))
@@ -147,19 +153,9 @@ def test_a_run_stopped_around_its_landmarks_ends_with_the_same_bits(shared_store
     assert changing
     learners = [learner(name, d_sae=64) for name in changing]
     run(shared_store, tmp_path / "straight", *learners)
-    taken = Learner.train_step
     for stop_at in (1, 4, 5, 21):
-        stop = Stop()
-
-        def step_and_stop(self: Learner, batch: Batch, batch_tokens: int, at: int = stop_at, stop: Stop = stop) -> None:
-            taken(self, batch, batch_tokens)
-            if self.step == at:
-                stop.signal_name = "SIGTERM"
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Learner, "train_step", step_and_stop)
-            with pytest.raises(Interrupted):
-                fit(config(shared_store, tmp_path / "r", *learners), stop)
+        with stopped_at(stop_at) as stop, pytest.raises(Interrupted):
+            fit(config(shared_store, tmp_path / "r", *learners), stop)
     run(shared_store, tmp_path / "r", *learners)
     assert all(equal(tmp_path / "r" / entry["name"], tmp_path / "straight" / entry["name"]) for entry in learners)
 

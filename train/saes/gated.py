@@ -28,12 +28,11 @@ from torch import Tensor, nn
 from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, LedConfig, Output
+from train.saes.base import Batches, LedConfig, Output
 from train.saes.kept import Codes, Kept, at, product, taken
-from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
-from train.saes.penalised import few_above, values_of
+from train.saes.parts import masked, pre_activations, reconstruction_loss, relu_gain, threshold_for
+from train.saes.penalised import PenalisedSAE, few_above, values_of
 from train.saes.places import Places
-from train.saes.sparsity import L0Controller
 from train.schedule import Clock
 
 
@@ -44,11 +43,10 @@ class GatedConfig(LedConfig):
 
 
 @final
-class Gated(SAE):
+class Gated(PenalisedSAE):
     """See the module's formula."""
 
     variant = "gated"
-    can_split = True
     Config = GatedConfig
     config: GatedConfig
 
@@ -58,7 +56,6 @@ class Gated(SAE):
             self.W_enc.mul_(relu_gain(d_in, config.d_sae))
         self.r = nn.Parameter(torch.zeros(config.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(config.d_sae))
-        self.controller = L0Controller(config.l1, config.target_l0)
 
     def gate_and_magnitude(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T L"], Float[Tensor, "B T L"]]:
         """u and m."""
@@ -104,10 +101,7 @@ class Gated(SAE):
             "sparsity": self.controller.penalty(size, clock),
             "gate": reconstruction_loss(batch.x, by_gate, batch.valid, batch.n_valid),
         }
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_(all_sum((values_of(latents) > 0).sum()) / batch.n_valid, clock)
-        dead = self.dead(clock).float().mean()
-        return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
+        return self.output(parts, latents, reconstruction, batch, clock)
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:

@@ -38,8 +38,8 @@ def values_of(codes: Codes) -> Tensor:
     return codes.values if isinstance(codes, Kept) else codes
 
 
-class RectifiedSAE(SAE):
-    """f = ReLU((x − b_dec) W_enc + b_enc), and a penalty on f whose weight a controller may lead to an L0.
+class PenalisedSAE(SAE):
+    """A penalty whose weight a controller may lead to an L0.
 
     Attributes:
         controller: λ.
@@ -51,6 +51,24 @@ class RectifiedSAE(SAE):
     def __init__(self, config: LedConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
         self.controller = L0Controller(config.l1, config.target_l0)
+
+    def output(
+        self,
+        parts: dict[str, Float[Tensor, ""]],
+        latents: Codes,
+        reconstruction: Float[Tensor, "B T D"],
+        batch: Batch,
+        clock: Clock,
+    ) -> Output:
+        """What a pass gives, with silence counted and the controller moved by its L0."""
+        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        self.controller.follow_(all_sum((values_of(latents) > 0).sum()) / batch.n_valid, clock)
+        dead = self.dead(clock).float().mean()
+        return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
+
+
+class RectifiedSAE(PenalisedSAE):
+    """f = ReLU((x − b_dec) W_enc + b_enc), and a penalty on f."""
 
     @abstractmethod
     def size(self, latents: Codes, n_valid: int, clock: Clock) -> Float[Tensor, ""]:
@@ -82,10 +100,7 @@ class RectifiedSAE(SAE):
             "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
             "sparsity": self.controller.penalty(self.size(latents, batch.n_valid, clock), clock),
         }
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        self.controller.follow_(all_sum((values_of(latents) > 0).sum()) / batch.n_valid, clock)
-        dead = self.dead(clock).float().mean()
-        return Output(parts, latents, reconstruction, {"dead": dead, "l1_weight": self.controller.weight.clone()})
+        return self.output(parts, latents, reconstruction, batch, clock)
 
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:

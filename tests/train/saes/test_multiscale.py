@@ -1,4 +1,4 @@
-"""Multi-scale: convolutions, targets and separation against slow references; nothing from the future."""
+"""Multi-scale: convolutions and targets against slow references; nothing from the future."""
 
 from __future__ import annotations
 
@@ -9,47 +9,13 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
+from tests.train.saes.scaled import CLOCK, LATENTS, B, D, K, T, group_of, new, packed, randn
 from train.config import LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
 from train.saes import make_sae
-from train.saes import multiscale as module
 from train.saes.base import SAE
 from train.saes.multiscale import MultiScale
-from train.saes.separation import correlation, separation
-from train.schedule import Clock
-
-B, T, D, LATENTS, K = 3, 12, 6, 18, 4  # 18 latents in groups of 5, 5, 4, 4
-CLOCK = Clock(50, 100, B * T)  # no separation at this step
-
-
-def randn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def new(**options: Any) -> MultiScale:
-    sae = make_sae("multiscale", {"d_sae": LATENTS, "k": K, "window": T} | options, D, 0, "test")
-    assert isinstance(sae, MultiScale)
-    with torch.no_grad():
-        sae.b_dec.copy_(randn(D, seed=1))
-        if options.get("convolution") != "none":
-            sae.omega.copy_(randn(*sae.omega.shape, seed=2))
-        if options.get("convolution") == "mixture":
-            sae.mixture.copy_(randn(*sae.mixture.shape, seed=3))
-        if sae.omega_0 is not None:
-            sae.omega_0.copy_(randn(*sae.omega_0.shape, seed=6))
-    return sae
-
-
-def packed(x: Tensor | None = None) -> Batch:
-    """Windows whose documents change at 5, at 2 and 9, and not; one invalid place in each."""
-    doc = torch.zeros(B, T, dtype=torch.int32)
-    doc[0, 5:] = 1
-    doc[1, 2:] = 1
-    doc[1, 9:] = 2
-    valid = torch.ones(B, T, dtype=torch.bool)
-    valid[0, 6] = valid[1, 4] = valid[2, 0] = False
-    return Batch.of(randn(B, T, D, seed=4) if x is None else x, doc=doc, valid=valid)
 
 
 def reaches(batch: Batch, b: int, t: int, lag: int) -> bool:
@@ -74,10 +40,6 @@ def slow_context(sae: MultiScale, batch: Batch, number: int) -> Tensor:
                     total = total + sae.omega[number, tap] * (batch.x[b, t - lag] - sae.b_dec)
             rows.append(total)
     return torch.stack(rows).view(B, T, D)
-
-
-def group_of(latent: int) -> int:
-    return [number for number, size in enumerate((5, 5, 4, 4)) for _ in range(size)][latent]
 
 
 def slow_pre_activations(sae: MultiScale, batch: Batch) -> Tensor:
@@ -220,65 +182,6 @@ def test_scale_targets_agree_with_a_slow_reference(convolution: str, causal: boo
     assert torch.allclose(output.reconstruction, whole, rtol=1e-5, atol=1e-5)
 
 
-def slow_separation(rows: Tensor, group: list[int]) -> float:
-    unit = rows / rows.norm(dim=-1, keepdim=True)
-    across, within = 0.0, 0.0
-    for i in range(len(rows)):
-        for same in (False, True):
-            others = [j for j in range(len(rows)) if j != i and (group[i] == group[j]) is same]
-            nearest = max([0.0, *(float(unit[i] @ unit[j]) for j in others)]) ** 2
-            across, within = across + nearest * (not same), within + nearest * same
-    return (across + 0.5 * within) / len(rows)
-
-
-def test_separation_agrees_with_a_slow_reference() -> None:
-    rows, group = randn(18, D), [group_of(latent) for latent in range(18)]
-    rows /= rows.norm(dim=-1, keepdim=True)
-    got = separation(rows, torch.tensor(group)).item()
-    assert got == pytest.approx(slow_separation(rows, group), rel=1e-5)
-    # by hand: two rows at 60° in different groups, cos² = ¼, and nobody else in either group
-    pair = torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5]])
-    assert separation(pair, torch.tensor([0, 1])).item() == pytest.approx(0.25)
-    assert separation(pair, torch.tensor([0, 0])).item() == pytest.approx(0.125)
-    assert separation(-pair * torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])).item() == 0.0  # pointing apart
-
-
-def test_products_of_separation_are_float32_under_autocast() -> None:
-    rows, group = torch.nn.functional.normalize(randn(18, D), dim=-1), torch.tensor([group_of(i) for i in range(18)])
-    energies, valid = randn(3, 5, 4).square(), torch.ones(3, 5, dtype=torch.bool)
-    exact = separation(rows, group), correlation(energies, valid, 15)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(separation(rows, group), exact[0])
-        assert torch.equal(correlation(energies, valid, 15), exact[1])
-
-
-def test_separation_is_taken_every_fourth_step_and_counts_four_times() -> None:
-    sae, batch = new(lambda_sep=0.2), packed()
-    expected = 4 * 0.2 * slow_separation(sae.W_dec.detach(), [group_of(latent) for latent in range(18)])
-    for step in range(9):
-        parts = sae.training_pass(batch, Clock(step, 100, B * T)).parts
-        assert ("separation" in parts) == (step in (0, 4, 8))
-        if "separation" in parts:
-            assert parts["separation"].item() == pytest.approx(expected, rel=1e-5)
-
-
-def test_sampled_rows_depend_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "SEPARATION_ROWS", 3)
-    sae = new()
-    rows, group = sae.sampled_rows(8)
-    torch.manual_seed(1)
-    torch.rand(5)
-    again, _ = new().sampled_rows(8)
-    assert torch.equal(rows, again)
-    assert group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    found = [(sae.W_dec == row).all(1).nonzero().item() for row in rows]
-    assert [group_of(int(latent)) for latent in found] == group.tolist()
-    assert len(set(found)) == 12
-    assert not torch.equal(rows, sae.sampled_rows(12)[0])
-    sae.seed = 2**40  # the same in the 32 bits that torch takes of a seed
-    assert not torch.equal(rows, sae.sampled_rows(8)[0])
-
-
 def test_equal_budgets_keep_the_same_number_in_every_group() -> None:
     sae, batch = new(sparsity="budgets"), packed()
     active = sae.training_pass(batch, CLOCK).latents > 0
@@ -339,15 +242,6 @@ def test_training_with_every_term_is_the_same_twice() -> None:
     metrics = one.read_metrics()
     assert {"loss_scale", "loss_separation", "loss_decorrelation", "omega_mean_1", "l0_dilation_8"} <= metrics.keys()
     assert sum(metrics[f"l0_dilation_{2**n}"] for n in range(4)) == pytest.approx(metrics["l0"])
-
-
-def test_correlation_is_that_of_valid_tokens() -> None:
-    # groups 0 and 1 rise together, 2 falls with them half the way (r² = ¾ by hand), the last token does not count
-    energies = torch.tensor([[[0.0, 1.0, 5.0], [1.0, 3.0, 5.0], [2.0, 5.0, 2.0], [9.0, -9.0, 0.0]]])
-    valid = torch.tensor([[True, True, True, False]])
-    assert correlation(energies, valid, 3).item() == pytest.approx((1 + 0.75 + 0.75) / 3, rel=1e-5)
-    constant = torch.ones(1, 4, 2)
-    assert correlation(constant, valid, 3).item() == 0.0
 
 
 def test_an_l1_penalty_may_take_the_place_of_the_budget() -> None:
