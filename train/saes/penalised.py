@@ -29,8 +29,9 @@ def few_above(
 ) -> Places | None:
     """Where u is above `least` at valid positions (NaN is, so that the loss shows it); None where that is often."""
     above = masked(~(u <= least), valid, n_valid)
-    chosen = above.flatten().nonzero().squeeze(-1)
-    return places_of(chosen, u.flatten(0, 1)) if len(chosen) <= MOST * u.numel() else None
+    if int(torch.count_nonzero(above)) > MOST * u.numel():  # counted first: a list of half of all codes is dear
+        return None
+    return places_of(above.flatten().nonzero().squeeze(-1), u.flatten(0, 1))
 
 
 def values_of(codes: Codes) -> Tensor:
