@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from train.saes.places import Choice, Entries, Places, keep_top_k_of, places_of
+from train.saes.places import Choice, Entries, Places, keep_top_k_of, places_of, side_by_side
 
 FEW = 1 / 16  # share of codes up to which sparse products are the faster ones
 MOST = 1 / 8  # share of latents kept up to which whole steps are; at a quarter they are level, at half 1.6 times slower
@@ -71,6 +71,14 @@ class Kept:
         flat = codes.flatten(0, 1)
         shape = (codes.shape[0], codes.shape[1], codes.shape[2])
         return cls(flat.flatten().gather(0, chosen), places_of(chosen, flat), shape)
+
+    @classmethod
+    def joined(cls, groups: Sequence[Kept]) -> Kept:
+        """The codes of groups of latents side by side, as torch.cat along the last axis has dense ones."""
+        places, number = side_by_side([each.places for each in groups])
+        values = torch.cat([each.values for each in groups])
+        shape = (*groups[0].shape[:2], places.n_columns)
+        return cls(values.new_zeros(len(values)).scatter(0, number, values), places, shape)
 
     def times(self, dense: Float[Tensor, "L D"]) -> Float[Tensor, "B T D"]:
         """codes @ dense, in float32."""
@@ -195,6 +203,7 @@ def encode_kept(
     valid: Bool[Tensor, "B T"] | None,
     choose: Choice,
     dead: Bool[Tensor, " L"] | None = None,
+    among: Int[Tensor, " C"] | None = None,
 ) -> tuple[Kept, Kept | None]:
     """ReLU((x − b_dec) W_enc + b_enc) where chosen, and the d_in / 2 largest of the `dead` latents, for AuxK.
 
@@ -202,6 +211,7 @@ def encode_kept(
         valid: positions that count, None where all do; at others nothing is above 0.
         choose: which of u, not rectified, [tokens, latents] are kept.
         dead: None where none is.
+        among: latents that all of the dead are among, where the host knows some.
     """
     with torch.no_grad():
         centred = (x - b_dec).flatten(0, 1)
@@ -213,7 +223,7 @@ def encode_kept(
             u.masked_fill_(~valid.flatten()[:, None], 0.0)
         places = [choose(u)]
         if dead is not None:
-            places.append(keep_top_k_of(u, dead, x.shape[-1] // 2))
+            places.append(keep_top_k_of(u, dead, x.shape[-1] // 2, among))
     parts = list(taken(u, centred, W_enc, b_enc, b_dec, places).relu().split([len(each.column) for each in places]))
     if dead is not None:
         parts[1] = parts[1] * dead[places[1].column]

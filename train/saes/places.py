@@ -118,6 +118,19 @@ class Places:
             return torch.sparse_csr_tensor(self.first, self.column, values, size, check_invariants=False)
 
 
+def side_by_side(groups: Sequence[Places]) -> tuple[Places, Int[Tensor, " K"]]:
+    """Places of matrices of the same rows, put side by side, and the new numbers of their entries, group by group."""
+    first, n_columns = torch.stack([each.first for each in groups]).sum(0), 0
+    before, numbers, columns = torch.zeros_like(first[1:]), [], []
+    for each in groups:  # within a row the entries of a group come after those of the groups before it
+        shift = first[:-1] - each.first[:-1] + before
+        numbers.append(torch.arange(len(each.column), device=first.device) + shift[each.row])
+        columns.append(each.column + n_columns)
+        before, n_columns = before + each.first.diff(), n_columns + each.n_columns
+    number = torch.cat(numbers)
+    return Places(first, torch.empty_like(number).scatter(0, number, torch.cat(columns)), n_columns), number
+
+
 Choice = Callable[[Float[Tensor, "N L"]], Places]
 """Which pre-activations are kept."""
 
@@ -171,13 +184,17 @@ def places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:
     return Places(first, flat - row * u.shape[-1], u.shape[-1])
 
 
-def keep_top_k_of(u: Float[Tensor, "N L"], some: Bool[Tensor, " L"], k: int) -> Places:
+def keep_top_k_of(
+    u: Float[Tensor, "N L"], some: Bool[Tensor, " L"], k: int, among: Int[Tensor, " C"] | None = None
+) -> Places:
     """The k largest of each row among `some` latents, fewer where they are fewer.
 
-    On a GPU, where their number is not known without waiting for it, always k; others fill up the last places.
+    On a GPU, where their number is not known without waiting for it, k of those `among` which they are, of all where
+    that is not given; others fill up the last places.
     """
-    if u.is_cuda:
+    if u.is_cuda and among is None:
         return keep_top_k(torch.where(some, u, -torch.inf), min(k, u.shape[-1]))
-    columns = some.nonzero().squeeze(-1)
-    among = keep_top_k(u.index_select(-1, columns), min(k, len(columns)))
-    return Places(among.first, columns[among.column], u.shape[-1])
+    columns = some.nonzero().squeeze(-1) if among is None else among
+    values = u.index_select(-1, columns)
+    kept = keep_top_k(values if among is None else torch.where(some[among], values, -torch.inf), min(k, len(columns)))
+    return Places(kept.first, columns[kept.column], u.shape[-1])

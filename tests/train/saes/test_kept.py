@@ -77,6 +77,22 @@ def test_products_by_block_are_those_of_each_block() -> None:
     assert torch.autograd.grad(product.sum(), kept.values)[0].shape == kept.values.shape
 
 
+def test_groups_side_by_side_are_one_dictionary() -> None:
+    codes, weight = some_codes(), random(L, D, seed=3)
+    codes[..., 5:9] = 0.0  # a group without any
+    groups = [kept_of(part) for part in codes.split([5, 4, 11, 20], -1)]
+    joined = Kept.joined(groups)
+    assert torch.equal(joined.dense(), codes)
+    whole = kept_of(codes)
+    assert torch.equal(joined.places.first, whole.places.first)
+    assert torch.equal(joined.places.column, whole.places.column)  # ascending in each row, as the groups' were
+    assert torch.equal(joined.fired(), whole.fired())
+    (joined.times(weight) * random(1, N, D, seed=4)).sum().backward()
+    (whole.times(weight) * random(1, N, D, seed=4)).sum().backward()
+    separate = torch.cat([Kept(gradient(each.values), each.places, each.shape).dense() for each in groups], dim=-1)
+    assert torch.equal(separate, Kept(gradient(whole.values), whole.places, whole.shape).dense())
+
+
 def test_codes_are_counted_by_latent() -> None:
     codes = some_codes()
     kept = kept_of(codes)
