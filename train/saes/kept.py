@@ -51,6 +51,28 @@ class _Times(torch.autograd.Function):
         return ctx.places.sampled(gradient, dense), ctx.places.entries.transposed_times(values, gradient), None
 
 
+class _RowSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return places.row_sums(values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0][ctx.places.row], None
+
+
+class _OfRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, of_rows: Tensor, places: Places) -> Tensor:
+        ctx.places = places
+        return of_rows[places.row]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return ctx.places.row_sums(gradients[0]), None  # autograd's own adds in any order
+
+
 @dataclass(frozen=True)
 class Kept:
     """Codes [batch, window, latents] of which only the kept ones are there.
@@ -99,6 +121,21 @@ class Kept:
         places = Places(first, column, self.places.n_columns)
         product: Tensor = _Times.apply(self.values, dense, places)  # type: ignore[no-untyped-call]
         return product.view(*self.shape[:2], len(blocks), -1)
+
+    def at(self, places: Places) -> Float[Tensor, " A"]:
+        """The codes at other places, each named once; 0 where nothing is kept."""
+        padded = torch.cat([self.values, self.values.new_zeros(1)])
+        return padded.gather(0, self.places.find(places))
+
+    def sums(self) -> Float[Tensor, " N"]:
+        """The sum of each token's codes."""
+        sums: Tensor = _RowSums.apply(self.values, self.places)  # type: ignore[no-untyped-call]
+        return sums
+
+    def spread(self, of_tokens: Float[Tensor, " N"]) -> Float[Tensor, " K"]:
+        """A value per token, at each of its kept codes."""
+        values: Tensor = _OfRows.apply(of_tokens, self.places)  # type: ignore[no-untyped-call]
+        return values
 
     def fired(self) -> Int[Tensor, " L"]:
         """On how many tokens each latent is above 0."""
@@ -195,6 +232,25 @@ def at(vector: Float[Tensor, " L"], places: Places) -> Float[Tensor, " K"]:
     return values
 
 
+@torch.no_grad()
+def all_of(
+    x: Float[Tensor, "B T D"],
+    W_enc: Float[Tensor, "D L"],
+    b_enc: Float[Tensor, " L"],
+    b_dec: Float[Tensor, " D"],
+    valid: Bool[Tensor, "B T"] | None,
+) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N L"]]:
+    """x − b_dec, and u = (x − b_dec) W_enc + b_enc of all latents, 0 where not `valid`, for choosing among them."""
+    centred = (x - b_dec).flatten(0, 1)
+    if torch.is_autocast_enabled(x.device.type):
+        u = (centred @ W_enc).float().add_(b_enc)  # the product in the lower precision, the sum in float32
+    else:
+        u = torch.addmm(b_enc, centred, W_enc)
+    if valid is not None:
+        u.masked_fill_(~valid.flatten()[:, None], 0.0)
+    return centred, u
+
+
 def encode_kept(
     x: Float[Tensor, "B T D"],
     W_enc: Float[Tensor, "D L"],
@@ -213,14 +269,8 @@ def encode_kept(
         dead: None where none is.
         among: latents that all of the dead are among, where the host knows some.
     """
+    centred, u = all_of(x, W_enc, b_enc, b_dec, valid)
     with torch.no_grad():
-        centred = (x - b_dec).flatten(0, 1)
-        if torch.is_autocast_enabled(x.device.type):
-            u = (centred @ W_enc).float().add_(b_enc)  # the product in the lower precision, the sum in float32
-        else:
-            u = torch.addmm(b_enc, centred, W_enc)
-        if valid is not None:
-            u.masked_fill_(~valid.flatten()[:, None], 0.0)
         places = [choose(u)]
         if dead is not None:
             places.append(keep_top_k_of(u, dead, x.shape[-1] // 2, among))

@@ -62,7 +62,8 @@ class Entries:
 
     def column_sums(self, values: Float[Tensor, " K"]) -> Float[Tensor, " C"]:
         # index_add_ would add in any order on a GPU, and a resumed run would differ in its last bits
-        return self.transposed_times(values, values.new_ones(self.n_rows, 1)).squeeze(-1)
+        order, transposed = self.by_column
+        return transposed.row_sums(values[order])
 
 
 class Places:
@@ -91,6 +92,22 @@ class Places:
     def entries(self) -> Entries:
         """The same places, one by one."""
         return Entries(self.row, self.column, self.n_rows, self.n_columns)
+
+    @functools.cached_property
+    def number(self) -> Int[Tensor, " K"]:
+        """Index of each entry into the flattened matrix."""
+        return self.row * self.n_columns + self.column
+
+    def find(self, others: Places) -> Int[Tensor, " A"]:
+        """Which of these entries, which must ascend, each of others of the same matrix is; K where it is none."""
+        if not len(self.column):
+            return torch.zeros_like(others.column)
+        n = torch.searchsorted(self.number, others.number).clamp_max(len(self.column) - 1)
+        return torch.where(self.number[n] == others.number, n, len(self.column))
+
+    def row_sums(self, values: Float[Tensor, " K"]) -> Float[Tensor, " R"]:
+        """Of these values, the sum of each row."""
+        return self.times(values, values.new_ones(self.n_columns, 1)).squeeze(-1)
 
     def times(self, values: Float[Tensor, " K"], dense: Float[Tensor, "C D"]) -> Float[Tensor, "R D"]:
         """The sparse matrix with these values, times a dense one."""
@@ -167,7 +184,7 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
         candidates = _above(u, guess.new_zeros(()))
         n_found = count_over_ranks(len(candidates), u.device)
     if n_found > n_kept:
-        best = largest_of_all(u.flatten()[candidates], n_kept)
+        best = largest_of_all(u.take(candidates), n_kept)  # u may be some columns of a larger matrix
         candidates = candidates[best.sort().values]
     return places_of(candidates, u)
 

@@ -93,6 +93,28 @@ def test_groups_side_by_side_are_one_dictionary() -> None:
     assert torch.equal(separate, Kept(gradient(whole.values), whole.places, whole.shape).dense())
 
 
+def test_codes_are_found_at_other_places() -> None:
+    codes, others = some_codes(), kept_of(random(1, N, L, seed=8).relu()).places
+    kept, back = kept_of(codes), random(len(others.column), seed=9)
+    found = kept.at(others)
+    assert torch.equal(found, codes[0][others.row, others.column])
+    assert 0 < int((found > 0).sum()) < len(found)
+    (found * back).sum().backward()
+    expected = torch.zeros(N, L).index_put((others.row, others.column), back)
+    assert torch.equal(gradient(kept.values), expected[kept.places.row, kept.places.column])
+    assert kept_of(torch.zeros(1, N, L)).at(others).abs().sum() == 0
+
+
+def test_sums_over_a_tokens_codes_and_their_way_back_are_the_dense_ones() -> None:
+    codes, of_tokens = some_codes().requires_grad_(), random(N, seed=3).requires_grad_()
+    ((codes.sum(-1)[0] * of_tokens).square() + (codes[0] * of_tokens[:, None]).sum(-1)).sum().backward()
+    kept, same = kept_of(codes), of_tokens.detach().clone().requires_grad_()
+    assert torch.equal(kept.spread(same), same[kept.places.row])
+    ((kept.sums() * same).square().sum() + (kept.values * kept.spread(same)).sum()).backward()
+    assert torch.allclose(gradient(same), gradient(of_tokens), rtol=1e-5)
+    assert torch.allclose(gradient(kept.values), gradient(codes)[codes > 0], rtol=1e-5)
+
+
 def test_codes_are_counted_by_latent() -> None:
     codes = some_codes()
     kept = kept_of(codes)

@@ -39,6 +39,13 @@ def test_batch_top_k_keeps_the_largest_of_all_in_order(n_kept: int) -> None:
     assert flat.tolist() == sorted(u.flatten().topk(n_expected).indices.tolist())
 
 
+def test_batch_top_k_of_some_columns_is_that_of_the_columns_alone() -> None:
+    u = random(N, L)
+    some, alone = keep_batch_top_k(u[:, 7:19], 50), keep_batch_top_k(u[:, 7:19].contiguous(), 50)
+    assert torch.equal(some.first, alone.first)
+    assert torch.equal(some.column, alone.column)
+
+
 def test_batch_top_k_is_exact_where_the_sample_of_rows_misleads() -> None:
     u = torch.full((640, 8), 0.1)
     u[::10] = 5.0  # the rows sampled are nothing like the others
