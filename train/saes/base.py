@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from pydantic import ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from common.config import Count, Settings
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.kept import Codes, product
+from train.saes.parts import aux_k_loss
 from train.saes.sparsity import check_led, check_target
 from train.schedule import Clock, dead_after
 
@@ -107,6 +108,7 @@ class SAE(nn.Module, ABC):
         sees_past: whether the tokens before have a say in a token's latents or reconstruction.
         can_split, can_shard: whether ranks may share the rows of a batch, or the latents: see `collective`.
         sparse: whether a step does with the codes that are not 0 where they are few; the trainer says so.
+        may_die: the only latents that can be dead in the step to come, from the trainer; None where it does not know.
     """
 
     variant: ClassVar[str]
@@ -121,6 +123,7 @@ class SAE(nn.Module, ABC):
     can_split: ClassVar[bool] = False
     can_shard: ClassVar[bool] = False
     sparse: bool = False
+    may_die: Int[Tensor, " C"] | None = None
 
     W_enc: Tensor
     W_dec: Tensor
@@ -225,6 +228,23 @@ class SAE(nn.Module, ABC):
     def dead(self, clock: Clock) -> Bool[Tensor, " L"]:
         """Which latents have been silent for long."""
         return self.tokens_silent >= dead_after(clock.n_steps, clock.batch_tokens)
+
+    def maybe(self, dead: Bool[Tensor, " L"]) -> Bool[Tensor, " L"] | None:
+        """The dead; None where the host knows that there are none."""
+        if self.may_die is not None:
+            return dead if len(self.may_die) else None
+        return dead if dead.is_cuda or bool(dead.any()) else None  # on a GPU the question would wait for the device
+
+    def aux_k(
+        self,
+        residual: Float[Tensor, "B T D"],
+        u: Float[Tensor, "B T L"],
+        dead: Bool[Tensor, " L"],
+        valid: Bool[Tensor, "B T"],
+        W_dec: Float[Tensor, "L D"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """AuxK's loss from all pre-activations u of a step, by these decoder rows, or by its own."""
+        return aux_k_loss(residual, u, dead, self.W_dec if W_dec is None else W_dec, valid, self.may_die)
 
     def rates(self, clock: Clock) -> tuple[float, float]:
         """Factors on the learning rate: of all parameters, and beside that one of those in `own_rate`."""

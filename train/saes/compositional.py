@@ -29,7 +29,7 @@ from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.composition import HIGH, LOW, MID
 from train.saes.compositional_losses import part_figures, structure_losses
-from train.saes.parts import aux_k_loss, count_silence_, masked, pre_activations, reconstruction_loss
+from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss
 from train.saes.sparsity import Mode, Sparsity
 from train.schedule import Clock
 
@@ -251,7 +251,7 @@ class Compositional(SAE):
                 losses.append(weight * loss)
                 written = self.places[level].stop
         dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, torch.cat(u[::-1], -1), dead, W_dec, batch.valid)
+        aux = self.aux_k(batch.x - reconstruction, torch.cat(u[::-1], -1), dead, batch.valid, W_dec)
         parts = {"reconstruction": torch.stack(losses).sum(), "aux": self.config.aux_alpha * aux}
         parts |= self.sparsity.penalty(f, batch.n_valid, clock)
         parts |= structure_losses(self, u, f, compositions, W_dec, batch.n_valid, clock)

@@ -22,7 +22,6 @@ from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.kept import Codes, encode_kept, product
 from train.saes.parts import (
-    aux_k_loss,
     count_silence_,
     masked,
     pre_activations,
@@ -79,15 +78,14 @@ class LinearSAE(SAE):
 
     def _keep_plain(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Codes, AuxK]:
         u = masked(self.pre_activations(batch.x), batch.valid, batch.n_valid)
-        return self.keep(u, batch.n_valid, clock), lambda residual: aux_k_loss(
-            residual, u, dead, self.W_dec, batch.valid
-        )
+        return self.keep(u, batch.n_valid, clock), lambda residual: self.aux_k(residual, u, dead, batch.valid)
 
     def _keep_sparse(self, batch: Batch, dead: Bool[Tensor, " L"], clock: Clock) -> tuple[Codes, AuxK]:
         valid = None if batch.n_valid == over_ranks(batch.valid.numel()) else batch.valid
-        some = dead if dead.is_cuda or bool(dead.any()) else None  # on a GPU the question would wait for the device
         choice = self.choice(batch.n_valid, clock)
-        latents, of_dead = encode_kept(batch.x, self.W_enc, self.b_enc, self.b_dec, valid, choice, some)
+        latents, of_dead = encode_kept(
+            batch.x, self.W_enc, self.b_enc, self.b_dec, valid, choice, self.maybe(dead), self.may_die
+        )
         self.note(latents.values.detach(), clock)
 
         def aux_k(residual: Tensor) -> Tensor:

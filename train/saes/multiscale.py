@@ -30,7 +30,6 @@ from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.parts import (
-    aux_k_loss,
     count_silence_,
     generator_of,
     masked,
@@ -208,7 +207,7 @@ class MultiScale(SAE):
         else:
             reconstruction = self.written(latents, self.W_dec) + self.b_dec
         dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
+        aux = self.aux_k(batch.x - reconstruction, u, dead, batch.valid)
         parts["reconstruction"] = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
         parts["aux"] = config.aux_alpha * aux
         if config.lambda_sep > 0 and clock.step % SEPARATION_EVERY == 0:

@@ -102,19 +102,21 @@ def aux_k_loss(
     dead: Bool[Tensor, " L"],
     W_dec: Float[Tensor, "L D"],
     valid: Bool[Tensor, "B T"],
+    among: Int[Tensor, " C"] | None = None,
 ) -> Float[Tensor, ""]:
     """AuxK (2406.04093 §A.2, normalised by the residual's variance): dead latents reconstruct what is left over.
 
     ê from the top min(D/2, #dead) dead pre-activations; ⟨‖e − ê‖²⟩ / ⟨‖e − ē‖²⟩, and 0 when no latent is dead.
+
+    Args:
+        among: latents that all of the dead are among, where the host knows some: only these are looked at.
     """
-    n_latents = latents_over_ranks(u.shape[-1])
-    # on a GPU the list of the dead would wait for the device: there all are looked at, and where ranks have some each
-    if u.device.type == "cpu" and n_latents == u.shape[-1]:
-        some = dead.nonzero().squeeze(-1)
-        if not len(some):
+    among = listed(dead) if among is None else among
+    if among is not None:
+        if not len(among):
             return residual.new_zeros(())
-        kept = top_k(u.index_select(-1, some), min(residual.shape[-1] // 2, len(some)))
-        return share_of_spread(residual, (kept @ W_dec.index_select(0, some)).float(), valid)
+        u, dead, W_dec = u.index_select(-1, among), dead[among], W_dec.index_select(0, among)
+    n_latents = latents_over_ranks(u.shape[-1])
     k = min(residual.shape[-1] // 2, n_latents)
     values, indices = torch.topk(torch.where(dead, u, -torch.inf), min(k, u.shape[-1]), dim=-1, sorted=False)
     taken = among_largest_latents(values, k)
@@ -122,6 +124,12 @@ def aux_k_loss(
     kept = torch.zeros_like(u).scatter(-1, indices, torch.where(counts, values, 0.0))
     estimate = over_latents((kept @ W_dec).float())
     return torch.where(over_latents(dead.sum()) > 0, share_of_spread(residual, estimate, valid), 0.0)
+
+
+def listed(dead: Bool[Tensor, " L"]) -> Int[Tensor, " C"] | None:
+    """The dead, one by one; None on a GPU, which would be waited for, and where ranks have some latents each."""
+    alone = dead.device.type == "cpu" and latents_over_ranks(1) == 1
+    return dead.nonzero().squeeze(-1) if alone else None
 
 
 def share_of_spread(

@@ -78,6 +78,13 @@ class Places:
     def __init__(self, first: Int[Tensor, " R"], column: Int[Tensor, " K"], n_columns: int) -> None:
         self.first, self.column, self.n_columns = first, column, n_columns
 
+    @classmethod
+    def numbered(cls, number: Int[Tensor, " K"], n_rows: int, n_columns: int) -> Places:
+        """Those of ascending indices into the flattened matrix."""
+        row = number // n_columns
+        first = torch.searchsorted(row, torch.arange(n_rows + 1, device=number.device))
+        return cls(first, number - row * n_columns, n_columns)
+
     @property
     def n_rows(self) -> int:
         return len(self.first) - 1
@@ -97,6 +104,10 @@ class Places:
     def number(self) -> Int[Tensor, " K"]:
         """Index of each entry into the flattened matrix."""
         return self.row * self.n_columns + self.column
+
+    def among(self, start: int, n_columns: int) -> Places:
+        """The same entries in a matrix of which this one is the columns from `start` on."""
+        return Places(self.first, self.column + start, n_columns)
 
     def find(self, others: Places) -> Int[Tensor, " A"]:
         """Which of these entries, which must ascend, each of others of the same matrix is; K where it is none."""
@@ -196,9 +207,7 @@ def _above(u: Float[Tensor, "N L"], least: Float[Tensor, ""]) -> Int[Tensor, " K
 
 def places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:
     """Places of ascending indices into the flattened u."""
-    row = flat // u.shape[-1]
-    first = torch.searchsorted(row, torch.arange(len(u) + 1, device=u.device))
-    return Places(first, flat - row * u.shape[-1], u.shape[-1])
+    return Places.numbered(flat, len(u), u.shape[-1])
 
 
 def keep_top_k_of(

@@ -29,7 +29,7 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
+from train.saes.parts import count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention, softmax_attention
 from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability, prune_rows
 from train.saes.sparsity import Sparsity
@@ -278,7 +278,7 @@ class Relational(SAE):
         direct = self.written(latents, self.W_dec) + self.b_dec
         reconstruction = direct + self.from_past(latents, batch)
         dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, torch.cat(groups, dim=-1), dead, self.W_dec, batch.valid)
+        aux = self.aux_k(batch.x - reconstruction, torch.cat(groups, dim=-1), dead, batch.valid)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         parts = {
             "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),

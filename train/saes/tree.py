@@ -28,7 +28,7 @@ from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.consistency import agreement
 from train.saes.forest import LEAF, LEAST, MID, TOP, Forest, Levels
-from train.saes.parts import aux_k_loss, count_silence_, generator_of, masked, pre_activations, reconstruction_loss
+from train.saes.parts import count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.repair import repair_landmarks, reset_dead_leaves
 from train.saes.sparsity import Mode, Sparsity, check_led
 from train.schedule import Clock
@@ -233,7 +233,7 @@ class Tree(SAE):
         written = self._swapped(levels.codes, clock) if self.config.swap > 0 else latents
         loss, reconstruction = self._nested(batch, written, rows)
         dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, torch.cat(levels.u, dim=-1), dead, rows, batch.valid)
+        aux = self.aux_k(batch.x - reconstruction, torch.cat(levels.u, dim=-1), dead, batch.valid, rows)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
         parts |= agreement(self, levels, rows, clock)
