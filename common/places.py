@@ -56,7 +56,13 @@ def place_at(path: Path) -> Folder | Bucket:
 
 @final
 class Folder:
-    """A store in a folder. Names are relative to it."""
+    """A store in a folder. Names are relative to it.
+
+    Attributes:
+        few: small files that are read and checked one after another (30 µs each) while dask begins (.2 s).
+    """
+
+    few = 4096
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -108,10 +114,15 @@ class Folder:
 class Bucket:
     """A store in an object store, through fsspec; `path` is its mirror.
 
+    Attributes:
+        few: objects that are fetched one after another (30 ms each and more) while dask begins.
+
     Raises:
         ConfigError: no package for this kind of URL.
         StoreError: any call, when the object store does not do what it is asked.
     """
+
+    few = 8
 
     def __init__(self, path: Path, url: str) -> None:
         import fsspec

@@ -35,7 +35,7 @@ from common.layout import (
     summary_array,
     token_scales_array,
 )
-from common.moments import Moments
+from common.moments import Moments, in_order
 from common.places import local_path, place_at, url_of
 from common.quantise import dequantise
 
@@ -300,15 +300,15 @@ class Store(Described):
     def moments(self, hook: str, chunks: Sequence[int] | None = None) -> Moments:
         """Moments at `hook` over all usable chunks or the ones named, merged in chunk order from partial sums."""
         array = partial_array(hook)
+        numbers = self.usable_chunks(hook) if chunks is None else sorted(chunks)
         total = np.zeros((2, self.d_model(hook)))
-        count, max_abs = 0, 0.0
-        for chunk in self.usable_chunks(hook) if chunks is None else sorted(chunks):
-            total += self.map_chunk(array, chunk, verify=True)[0]
-            extra = self.journal.entries[array, chunk].extra
-            count, max_abs = count + extra["count"], max(max_abs, extra["max_abs"])
+        for sums in in_order(lambda chunk: self.map_chunk(array, chunk, verify=True)[0], numbers, self.place.few):
+            total += sums
+        facts = [self.journal.entries[array, chunk].extra for chunk in numbers]
+        count = sum(fact["count"] for fact in facts)
         if count == 0:
             raise DataError(f"{self.name}: no token of {hook} may be trained on yet.")
-        return Moments(count, total[0] / count, total[1] / count, max_abs)
+        return Moments(count, total[0] / count, total[1] / count, max(fact["max_abs"] for fact in facts))
 
     def write_summary(self) -> None:
         """Write `moments/<hook>/{count,mean,second_moment,mean_squared_norm,max_abs}` for other readers."""

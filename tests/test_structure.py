@@ -35,7 +35,7 @@ OWNERS = {
     "zarr": {"common/store.py", "granary_zarr.py"},
     "numcodecs": {"common/arrays.py"},
     "fsspec": {"common/places.py"},
-    "dask": {"harvest/check.py", "harvest/cluster.py"},
+    "dask": {"common/moments.py", "harvest/check.py", "harvest/cluster.py"},
     "distributed": {"harvest/cluster.py"},
     "google_crc32c": {"common/files.py"},
     "rich": {"common/console.py"},

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from common.errors import DataError
+from common import moments as merging
+from common.errors import DataError, StoreError
 from common.layout import DOCUMENTS, TOKENS, acts_array
+from common.moments import in_order
+from common.places import Bucket, local_path
 from common.store import Store
 from tests.conftest import HOOK
 from tests.stores import D, filled, header
@@ -41,3 +45,58 @@ def test_moments_of_some_chunks_leave_the_others_out(tmp_path: Path) -> None:
 def test_moments_without_a_token_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no token of a may be trained on yet"):
         Store.create(tmp_path / "x.zarr", header()).moments("a")
+
+
+def test_sums_are_read_side_by_side_and_given_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(merging, "READERS", 4)
+    monkeypatch.setattr(merging, "TOGETHER", 8)
+    met = threading.Barrier(4, timeout=30)  # broken unless four are read at once
+
+    def read(chunk: int) -> np.ndarray:
+        met.wait()
+        return np.array([chunk])
+
+    assert [int(sums[0]) for sums in in_order(read, range(20), few=3)] == list(range(20))
+
+
+def test_few_sums_are_read_one_after_another() -> None:
+    here = threading.get_ident()
+
+    def read(chunk: int) -> np.ndarray:
+        assert threading.get_ident() == here
+        return np.array([chunk])
+
+    assert [int(sums[0]) for sums in in_order(read, [5, 2, 9], few=3)] == [5, 2, 9]
+
+
+def test_chunk_that_cannot_be_read_beside_others_is_its_own_error() -> None:
+    def read(chunk: int) -> np.ndarray:
+        if chunk == 7:
+            raise StoreError("chunk 7: damaged")
+        return np.zeros(1)
+
+    with pytest.raises(StoreError, match=r"^chunk 7: damaged$"):
+        list(in_order(read, range(9), few=0))
+
+
+def test_moments_behind_a_url_have_the_bits_of_those_in_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRANARY_MIRRORS", str(tmp_path / "mirrors"))
+    threads: set[int] = set()
+    fetch = Bucket.local
+
+    def local(self: Bucket, name: str, crc: str) -> Path:
+        threads.add(threading.get_ident())
+        return fetch(self, name, crc)
+
+    folder, _ = filled(tmp_path / "x.zarr", n_sequences=50)  # 13 chunks
+    bucket, _ = filled(local_path("memory://moments/x.zarr"), n_sequences=50)
+    monkeypatch.setattr(Bucket, "local", local)
+    here, there = folder.moments("a"), Store.open(bucket.path).moments("a")
+    assert threads
+    assert threading.get_ident() not in threads
+    assert there.count == here.count
+    assert there.max_abs == here.max_abs
+    assert np.array_equal(there.mean, here.mean)
+    assert np.array_equal(there.second_moment, here.second_moment)
