@@ -6,6 +6,10 @@ leaves them as they are. sg( ) holds a value constant; a fourth of the weight mo
 
 from __future__ import annotations
 
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +20,7 @@ from train.saes.forest import MID, TOP, Levels
 from train.schedule import Clock
 
 if TYPE_CHECKING:  # which imports this module
-    from train.saes.tree import Tree
+    from train.saes.tree import Tree, TreeConfig
 
 RISES = (0.2, 0.4)  # shares of the run between which the losses come to their weight
 BACK = 0.25  # weight of the gradient that moves the aggregate
@@ -24,26 +28,83 @@ FLOOR = 1e-3  # share of the aggregate's distribution that is spread evenly
 TINY = 1e-30
 
 
-def agreement(sae: Tree, levels: Levels, rows: Float[Tensor, "L D"], clock: Clock) -> dict[str, Float[Tensor, ""]]:
+class Pair(ABC):
+    """Codes f of a level with their aggregate a, over the latents that have edges to the other level."""
+
+    @abstractmethod
+    def l2(self) -> Float[Tensor, ""]:
+        """`l2_loss` of both."""
+
+    @abstractmethod
+    def kl(self) -> Float[Tensor, ""]:
+        """`kl_loss` of both."""
+
+    @abstractmethod
+    def coverage(self) -> Float[Tensor, ""]:
+        """`coverage_loss` of both."""
+
+
+@dataclass(frozen=True)
+class WholePair(Pair):
+    """All codes, zeros and all; `short` is what `coverage_loss` has it for."""
+
+    f: Float[Tensor, "B T A"]
+    a: Float[Tensor, "B T A"]
+    short: Callable[[], Float[Tensor, "B T A"]]
+
+    def l2(self) -> Float[Tensor, ""]:
+        return l2_loss(self.f, self.a)
+
+    def kl(self) -> Float[Tensor, ""]:
+        return kl_loss(self.f, self.a)
+
+    def coverage(self) -> Float[Tensor, ""]:
+        return coverage_loss(self.f, self.a, self.short())
+
+
+def rise(clock: Clock) -> float:
+    """Share of their weight that the losses have come to."""
+    return min(max((clock.progress - RISES[0]) / (RISES[1] - RISES[0]), 0.0), 1.0)
+
+
+def agreement(config: TreeConfig, pairs: Sequence[Pair], clock: Clock) -> dict[str, Float[Tensor, ""]]:
     """The weighted losses that make a tree of its levels, those that are on; sums over both pairs of levels."""
-    config, codes = sae.config, levels.codes
-    rise = min(max((clock.progress - RISES[0]) / (RISES[1] - RISES[0]), 0.0), 1.0)
-    pairs = {}
+    each = {
+        "l2": (config.l2, [pair.l2 for pair in pairs]),
+        "kl": (config.kl, [pair.kl for pair in pairs]),
+        "coverage": (config.coverage, [pair.coverage for pair in pairs]),
+    }
+    return {
+        name: weight * rise(clock) * torch.stack([loss() for loss in losses]).sum()
+        for name, (weight, losses) in each.items()
+        if weight > 0
+    }
+
+
+def n_linked(sae: Tree, level: int) -> int:
+    """How many latents of a level have an aggregate: the first ones."""
+    bottom_up = sae.config.orientation == "bottom_up"
+    return sae.forest.sizes[level] if bottom_up else sae.forest.n_linked(level)
+
+
+def whole_pairs(sae: Tree, levels: Levels) -> list[WholePair]:
+    """Every level after the first with its aggregate, in the order of encoding; none where no loss looks at them."""
+    pairs, config = [], sae.config
     for level in sae.order[1:] if config.l2 > 0 or config.kl > 0 or config.coverage > 0 else ():
-        linked = sae.forest.sizes[level] if config.orientation == "bottom_up" else sae.forest.n_linked(level)
-        pairs[level] = codes[level][..., :linked], sae.aggregate(codes, level)[..., :linked]
-    parts = {}
-    if config.l2 > 0:
-        parts["l2"] = config.l2 * rise * torch.stack([l2_loss(f, a) for f, a in pairs.values()]).sum()
-    if config.kl > 0:
-        parts["kl"] = config.kl * rise * torch.stack([kl_loss(f, a) for f, a in pairs.values()]).sum()
-    if config.coverage > 0:
-        losses = [coverage_loss(f, a, wanting(sae, levels, level)) for level, (f, a) in pairs.items()]
-        parts["coverage"] = config.coverage * rise * torch.stack(losses).sum()
-    if config.rho > 0:
-        losses = [_family_loss_of(sae, codes, rows, level) for level in (TOP, MID)]
-        parts["family"] = config.rho * rise * torch.stack(losses).sum()
-    return parts
+        linked = n_linked(sae, level)
+        f, a = levels.codes[level], sae.aggregate(levels.codes, level)
+        pairs.append(WholePair(f[..., :linked], a[..., :linked], functools.partial(wanting, sae, levels, level)))
+    return pairs
+
+
+def family_losses(sae: Tree, codes: list[Tensor], rows: Float[Tensor, "L D"]) -> Float[Tensor, ""]:
+    """The decoder constraint over both pairs of levels."""
+    forest, losses = sae.forest, []
+    for level in (TOP, MID):
+        shares = forest.families(sae.shares(codes, level + 1), level)
+        child_rows = forest.families(rows[forest.spans[level + 1]].t(), level).permute(1, 2, 0)
+        losses.append(family_loss(codes[level], shares, rows[forest.spans[level]], child_rows))
+    return torch.stack(losses).sum()
 
 
 def wanting(sae: Tree, levels: Levels, level: int) -> Float[Tensor, "B T A"]:
@@ -53,23 +114,22 @@ def wanting(sae: Tree, levels: Levels, level: int) -> Float[Tensor, "B T A"]:
     """
     place = sae.order.index(level) - 1
     source = sae.order[place]
-    raw, codes = levels.raw[source], levels.codes[source].detach()
+    raw, codes = levels.raw[source], levels.codes[source]
     if sae.config.orientation == "bottom_up":
         best = sae.forest.families(raw, level).amax(-1)
     else:
         best = sae.forest.handed_down(raw, level)[..., : sae.forest.n_linked(level)]
+    return shortfall(best, codes, sae.sparsity.threshold[place])
+
+
+def shortfall(best: Tensor, codes: Tensor, threshold: Float[Tensor, ""]) -> Tensor:
+    """max(0, θ − u) of the best u of a level, over the mean of the active ones among its codes."""
+    codes = codes.detach()
     unit = codes.sum() / (codes > 0).sum().clamp_min(1)
-    return torch.relu(sae.sparsity.threshold[place].clone() - best) / unit.clamp_min(TINY)
+    return torch.relu(threshold.clone() - best) / unit.clamp_min(TINY)
 
 
-def _family_loss_of(sae: Tree, codes: list[Tensor], rows: Tensor, level: int) -> Float[Tensor, ""]:
-    forest = sae.forest
-    shares = forest.families(sae.shares(codes, level + 1), level)
-    child_rows = forest.families(rows[forest.spans[level + 1]].t(), level).permute(1, 2, 0)
-    return family_loss(codes[level], shares, rows[forest.spans[level]], child_rows)
-
-
-def l2_loss(f: Float[Tensor, "B T A"], a: Float[Tensor, "B T A"]) -> Float[Tensor, ""]:
+def l2_loss(f: Float[Tensor, "*A"], a: Float[Tensor, "*A"]) -> Float[Tensor, ""]:
     """Σ(f − sg a)² / E + ¼·Σ(sg f − a)² / E over the pairs (token, latent) with f > 0; E = sg Σ(f² + a²) over them."""
     active = f > 0
     energy = ((f.square() + a.square()) * active).sum().detach().clamp_min(TINY)
@@ -86,17 +146,20 @@ def kl_loss(f: Float[Tensor, "B T A"], a: Float[Tensor, "B T A"]) -> Float[Tenso
     """
     sum_f, sum_a = f.sum(-1, keepdim=True), a.sum(-1, keepdim=True)
     counted = (sum_f > 0) & (sum_a > 0)
+    return (divergence(f, a, sum_f, sum_a, a.shape[-1]) * counted).sum() / counted.sum().clamp_min(1)
+
+
+def divergence(f: Tensor, a: Tensor, sum_f: Tensor, sum_a: Tensor, n: int) -> Tensor:
+    """What each latent of `n` adds to `kl_loss`; nothing where f is 0."""
     q = f / sum_f.clamp_min(TINY)
-    q_aggregate = (1 - FLOOR) * a / sum_a.clamp_min(TINY) + FLOOR / a.shape[-1]
+    q_aggregate = (1 - FLOOR) * a / sum_a.clamp_min(TINY) + FLOOR / n
     log_q, log_aggregate = q.clamp_min(TINY).log(), q_aggregate.log()
     forward = q * (log_q - log_aggregate.detach())
     backward = q.detach() * (log_q.detach() - log_aggregate)
-    return ((forward + BACK * backward) * counted).sum() / counted.sum().clamp_min(1)
+    return forward + BACK * backward
 
 
-def coverage_loss(
-    f: Float[Tensor, "B T A"], a: Float[Tensor, "B T A"], short: Float[Tensor, "B T A"]
-) -> Float[Tensor, ""]:
+def coverage_loss(f: Float[Tensor, "*A"], a: Float[Tensor, "*A"], short: Float[Tensor, "*A"]) -> Float[Tensor, ""]:
     """Σ f·1[a = 0] / Σ f + ¼·Σ sg(f·1[a = 0])·short / sg Σ f: the share of f whose aggregate is silent.
 
     What is silent has no gradient, so the quarter goes to what is `short` of it: how far the nearest of the aggregate's

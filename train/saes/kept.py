@@ -45,17 +45,22 @@ class _Times(torch.autograd.Function):
             return places.times(values, dense)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         values, dense = ctx.saved_tensors
-        gradient = gradients[0].contiguous()
-        return ctx.places.sampled(gradient, dense), ctx.places.entries.transposed_times(values, gradient), None
+        gradient, (of_values, of_dense, _) = gradients[0].contiguous(), ctx.needs_input_grad
+        return (
+            ctx.places.sampled(gradient, dense) if of_values else None,
+            ctx.places.entries.transposed_times(values, gradient) if of_dense else None,
+            None,
+        )
 
 
 class _RowSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, places: Places) -> Tensor:
         ctx.places = places
-        return places.row_sums(values)
+        with torch.autocast(values.device.type, enabled=False):
+            return places.row_sums(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

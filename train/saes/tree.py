@@ -26,11 +26,13 @@ from torch.nn.functional import softplus
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.consistency import agreement
+from train.saes.consistency import agreement, family_losses, rise, whole_pairs
 from train.saes.forest import LEAF, LEAST, MID, TOP, Forest, Levels
+from train.saes.kept import Codes, Kept, product
 from train.saes.parts import count_silence_, generator_of, masked, pre_activations, reconstruction_loss
 from train.saes.repair import repair_landmarks, reset_dead_leaves
 from train.saes.sparsity import Mode, Sparsity, check_led
+from train.saes.tree_step import kept_pass, steps_with_kept
 from train.schedule import Clock
 
 INIT_NOISE = 0.1
@@ -145,6 +147,13 @@ class Tree(SAE):
 
     # ---- the tree ------------------------------------------------------------------------------------------
 
+    def direct_encoder(self) -> Float[Tensor, "D L"]:
+        if not self.config.no_enc_skip:
+            return self.W_enc
+        seen = torch.zeros_like(self.b_enc)
+        seen[self.forest.spans[self.order[0]]] = 1.0
+        return self.W_enc * seen
+
     def edge_weights(self) -> Float[Tensor, " L"]:
         """w of each latent's edge to its parent."""
         return torch.ones_like(self.b_enc) if self.up is None else softplus(self.up)
@@ -228,26 +237,35 @@ class Tree(SAE):
     # ---- the loss ------------------------------------------------------------------------------------------
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
+        if self.sparse and steps_with_kept(self.config):
+            return kept_pass(self, batch, clock)
         levels, rows = self.encoded(batch, clock), self.rows()
         latents = torch.cat(levels.codes, dim=-1)
         written = self._swapped(levels.codes, clock) if self.config.swap > 0 else latents
-        loss, reconstruction = self._nested(batch, written, rows)
+        loss, reconstruction = self.nested(batch, written, rows)
         dead = self.dead(clock)
         aux = self.aux_k(batch.x - reconstruction, torch.cat(levels.u, dim=-1), dead, batch.valid, rows)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
-        parts |= agreement(self, levels, rows, clock)
+        parts |= agreement(self.config, whole_pairs(self, levels), clock)
+        if self.config.rho > 0:
+            parts["family"] = self.config.rho * rise(clock) * family_losses(self, levels.codes, rows)
         parts |= self.sparsity.penalty([levels.codes[level] for level in self.order], batch.n_valid, clock)
         return Output(parts, latents, reconstruction, {"dead": dead.float().mean()} | self.sparsity.logged())
 
-    def _nested(self, batch: Batch, written: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def nested(self, batch: Batch, written: Codes, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of all nested reconstructions, and the last of them."""
         nesting = self.config.nesting
         if not any(nesting[:LEAF]):
-            whole = self.written(written, rows) + self.b_dec
+            whole = product(written, rows, self.sparse) + self.b_dec
             return reconstruction_loss(batch.x, whole, batch.valid, batch.n_valid), whole
+        if isinstance(written, Kept):
+            each = list(written.times_by_block(rows, list(self.forest.sizes)).unbind(2))
+        else:
+            each = [self.written(written[..., span], rows[span]) for span in self.forest.spans]
         losses, whole = [], self.b_dec
-        for span, weight in zip(self.forest.spans, nesting, strict=True):
-            whole = whole + self.written(written[..., span], rows[span])
+        for more, weight in zip(each, nesting, strict=True):
+            whole = whole + more
             loss = reconstruction_loss(batch.x, whole, batch.valid, batch.n_valid)
             losses.append(weight / sum(nesting) * loss)
         return torch.stack(losses).sum(), whole

@@ -134,6 +134,9 @@ def test_without_the_encoder_skip_upper_levels_see_only_the_aggregate() -> None:
         assert torch.equal(sae.codes(x), before)
         sae.W_enc[:, sae.forest.spans[LEAF]] += 1.0
         assert not torch.equal(sae.codes(x)[..., :8], before[..., :8])
+    upper = slice(0, sae.forest.spans[LEAF].start)
+    assert not sae.direct_encoder()[:, upper].any()
+    assert torch.equal(sae.direct_encoder()[:, upper.stop :], sae.W_enc[:, upper.stop :])
 
 
 def test_without_the_decoder_skip_rows_follow_the_leaves() -> None:
