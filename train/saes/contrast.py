@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,9 +100,25 @@ def draw_one(allowed: Bool[Tensor, "A P"], generator: torch.Generator) -> Int[Te
     return torch.where(allowed, scores, -1.0).argmax(dim=1, keepdim=True)
 
 
+class _LogSumExp(torch.autograd.Function):
+    """By softmax, which is quick where most exponents underflow, and whose result is the gradient too."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        shares = values.softmax(-1)
+        ctx.save_for_backward(shares)
+        return values.amax(-1) - shares.amax(-1).log()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        shares: Tensor = ctx.saved_tensors[0]
+        return shares * gradients[0][..., None]
+
+
 def log_sum_of_negatives(similarity: Float[Tensor, "A *P K"], allowed: Bool[Tensor, "A *P K"]) -> Float[Tensor, "A *P"]:
     """log Σ exp over the allowed keys; very small where there is none."""
-    return torch.where(allowed, similarity, NEVER).logsumexp(dim=-1)
+    total: Tensor = _LogSumExp.apply(torch.where(allowed, similarity, NEVER))  # type: ignore[no-untyped-call]
+    return total
 
 
 def info_nce(

@@ -16,10 +16,12 @@ the place of ℓ, a penalty λ_π·Σ_i max(0, π_i − cap)² of densities π, 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -28,8 +30,9 @@ from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output
 from train.saes.contrast import density_excess
+from train.saes.grouped import aux_k_kept, choose_by_group, note_by_group, only_some, part_of
+from train.saes.kept import Codes, Kept, encode_kept, product
 from train.saes.parts import (
-    aux_k_loss,
     count_silence_,
     masked,
     pre_activations,
@@ -84,6 +87,25 @@ class ContrastiveConfig(ContrastConfig):
         return high / self.k, 1 - high / self.k
 
 
+@dataclass(frozen=True)
+class Coded:
+    """What a training step is made from.
+
+    Attributes:
+        latents: [batch, window, latents], all or the kept ones.
+        high: [batch, window, high group], all of them.
+        compared: what the contrastive loss compares: those, or their rectified pre-activations where a head follows.
+        aux_k: AuxK's loss from the residual.
+        penalty: the loss part of an L1 penalty, if there is one.
+    """
+
+    latents: Codes
+    high: Float[Tensor, "B T H"]
+    compared: Float[Tensor, "B T H"]
+    aux_k: Callable[[Tensor], Tensor]
+    penalty: Mapping[str, Tensor] = field(default_factory=dict)
+
+
 @final
 class Contrastive(SAE):
     """See the module's formula."""
@@ -129,32 +151,60 @@ class Contrastive(SAE):
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         config = self.config
         b_dec = self.b_dec if clock.progress < config.freeze_b_dec else self.b_dec.detach()
+        dead = self.dead(clock)
+        coded = (self.coded_sparse if self.keeps_few else self.coded_plain)(batch, b_dec, dead, clock)
+        reconstruction, alone = self.rebuild(coded, b_dec)
+        aux = coded.aux_k(batch.x - reconstruction)
+        count_silence_(self.tokens_silent, coded.latents, batch.n_valid)
+        full = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
+        parts = {"reconstruction": (1 - config.high_weight) * full, "aux": config.aux_alpha * aux}
+        if alone is not None:
+            loss = reconstruction_loss(batch.x, alone, batch.valid, batch.n_valid)
+            parts["reconstruction_high"] = config.high_weight * loss
+        parts |= coded.penalty
+        extra = {"dead": dead.float().mean(), "b_dec_offset": self.b_dec_offset(batch)} | self.sparsity.logged()
+        if config.lambda_c > 0:
+            loss, told = self.contrast(coded.compared, batch, clock, self.sparsity.threshold[0], self.sparse)
+            parts["contrastive"] = self.contrast.weight(clock) * loss
+            extra |= told
+            self.contrast.follow_density_(coded.high, batch.n_valid, clock)
+        if config.density_penalty > 0:
+            parts["density"] = config.density_penalty * density_excess(coded.high, batch.n_valid, config.density_cap)
+        return Output(parts, coded.latents, reconstruction, extra)
+
+    @property
+    def keeps_few(self) -> bool:
+        """Whether a step does with the kept codes alone from selection on: with budgets, and no head on all of u."""
+        return self.sparse and self.config.sparsity == "budgets" and self.config.head == "none"
+
+    def coded_plain(self, batch: Batch, b_dec: Tensor, dead: Bool[Tensor, " L"], clock: Clock) -> Coded:
         u = masked(self.pre_activations(batch.x, b_dec), batch.valid, batch.n_valid)
         groups = u.split(self.sizes, dim=-1)
         first = [self.sparsity.active(part, g, batch.n_valid, clock) for g, part in enumerate(groups)]
         codes = self.sparsity.settle(groups, first, batch.n_valid, clock)
+        compared = codes[0] if self.config.head == "none" else groups[0]
+        penalty = self.sparsity.penalty(codes, batch.n_valid, clock)
         latents = torch.cat(codes, dim=-1)
-        reconstruction = self.written(latents, self.W_dec) + b_dec
-        dead = self.dead(clock)
-        aux = aux_k_loss(batch.x - reconstruction, u, dead, self.W_dec, batch.valid)
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
-        full = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
-        parts = {"reconstruction": (1 - config.high_weight) * full, "aux": config.aux_alpha * aux}
-        if config.high_weight > 0:
-            alone = self.written(codes[0], self.W_dec[: self.n_high]) + b_dec
-            loss = reconstruction_loss(batch.x, alone, batch.valid, batch.n_valid)
-            parts["reconstruction_high"] = config.high_weight * loss
-        parts |= self.sparsity.penalty(codes, batch.n_valid, clock)
-        extra = {"dead": dead.float().mean(), "b_dec_offset": self.b_dec_offset(batch)} | self.sparsity.logged()
-        if config.lambda_c > 0:
-            high = codes[0] if config.head == "none" else groups[0]
-            loss, told = self.contrast(high, batch, clock, self.sparsity.threshold[0])
-            parts["contrastive"] = self.contrast.weight(clock) * loss
-            extra |= told
-            self.contrast.follow_density_(codes[0], batch.n_valid, clock)
-        if config.density_penalty > 0:
-            parts["density"] = config.density_penalty * density_excess(codes[0], batch.n_valid, config.density_cap)
-        return Output(parts, latents, reconstruction, extra)
+        return Coded(latents, codes[0], compared, lambda r: self.aux_k(r, u, dead, batch.valid), penalty)
+
+    def coded_sparse(self, batch: Batch, b_dec: Tensor, dead: Bool[Tensor, " L"], clock: Clock) -> Coded:
+        choose = choose_by_group(self.sparsity, batch.n_valid, clock)
+        latents, of_dead = encode_kept(
+            batch.x, self.W_enc, self.b_enc, b_dec, only_some(batch), choose, self.maybe(dead), self.may_die
+        )
+        note_by_group(self.sparsity, latents, clock)
+        high = part_of(latents, slice(0, self.n_high)).dense()
+        return Coded(latents, high, high, lambda r: aux_k_kept(r, of_dead, dead, self.W_dec, batch.valid))
+
+    def rebuild(self, coded: Coded, b_dec: Tensor) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"] | None]:
+        """x̂, and x̂_high if it has a weight."""
+        if self.config.high_weight == 0:
+            return product(coded.latents, self.W_dec, self.sparse) + b_dec, None
+        if isinstance(coded.latents, Kept):  # both from one product
+            high, low = coded.latents.times_by_block(self.W_dec, list(self.sizes)).unbind(2)
+            return high + low + b_dec, high + b_dec
+        full = self.written(coded.latents, self.W_dec) + b_dec
+        return full, self.written(coded.high, self.W_dec[: self.n_high]) + b_dec
 
     @torch.no_grad()
     def b_dec_offset(self, batch: Batch) -> Float[Tensor, ""]:

@@ -22,6 +22,7 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.base import KeptConfig
 from train.saes.contrast import Drawn, Positives, difference, draw, info_nce, log_sum_of_negatives
+from train.saes.kept import FEW, Codes, Kept
 from train.saes.momentum import SlowEncoder, take_sizes
 from train.saes.parts import generator_of
 from train.schedule import Clock
@@ -138,13 +139,19 @@ class TemporalContrast(nn.Module):
         return self.config.lambda_c * min(max(risen, 0.0), 1.0)
 
     def forward(
-        self, high: Float[Tensor, "B T H"], batch: Batch, clock: Clock, threshold: Float[Tensor, ""]
+        self,
+        high: Float[Tensor, "B T H"],
+        batch: Batch,
+        clock: Clock,
+        threshold: Float[Tensor, ""],
+        sparse: bool = False,
     ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """The loss without its weight, and what is worth a line.
 
         Args:
             high: codes of the features, or their rectified pre-activations where a head follows.
             threshold: the running one above which codes are kept, for keys with an encoder of their own.
+            sparse: of the buffer take what is not 0, if it is little.
         """
         config, rows = self.config, high.flatten(0, 1)
         drawn = draw(
@@ -154,7 +161,7 @@ class TemporalContrast(nn.Module):
         if config.loss == "difference":
             losses, live = self.differences(rows, batch, drawn)
         else:
-            losses, live = self.info_nce(rows, batch, drawn, threshold)
+            losses, live = self.info_nce(rows, batch, drawn, threshold, sparse)
         if self.mean is not None:
             self.mean.lerp_(high.detach().sum((0, 1)) / batch.n_valid, RATE)
         told = {
@@ -175,7 +182,7 @@ class TemporalContrast(nn.Module):
         return losses, own.detach().any(1)
 
     def info_nce(
-        self, rows: Float[Tensor, "N H"], batch: Batch, drawn: Drawn, threshold: Float[Tensor, ""]
+        self, rows: Float[Tensor, "N H"], batch: Batch, drawn: Drawn, threshold: Float[Tensor, ""], sparse: bool
     ) -> tuple[list[Float[Tensor, ""]], Bool[Tensor, " A"]]:
         """InfoNCE of each window, from both sides if `symmetric`, and which anchors have an embedding."""
         config, places, n = self.config, drawn.places, len(drawn.anchors)
@@ -185,10 +192,11 @@ class TemporalContrast(nn.Module):
         if not config.same_document:
             allowed = torch.ones_like(allowed)
             allowed[:, : len(places)] = places != drawn.anchors[:, None]  # no token is its own negative
-        live = z.detach().any(1)
-        allowed = (allowed & torch.cat([keys, self.negatives]).detach().any(1))[:, None]
-        scores = self.similarity(z, keys)[:, None]
-        negatives, losses = log_sum_of_negatives(scores, allowed), []
+        live, held = z.detach().any(1), self.held(sparse)
+        there = held.places.first.diff() > 0 if isinstance(held, Kept) else held.any(1)
+        allowed = (allowed & torch.cat([keys.detach().any(1), there]))[:, None]
+        scores = self.similarity(z, keys, held)[:, None]
+        negatives, count, losses = log_sum_of_negatives(scores, allowed), allowed.sum(-1), []
         for positives, counts in drawn.positives:
             theirs = self.embed(rows[positives.flatten()]).unflatten(0, positives.shape)
             chosen = counts & live[:, None] & (theirs != 0).any(-1)
@@ -196,11 +204,10 @@ class TemporalContrast(nn.Module):
             others = allowed
             if config.positives == "shuffled" or not config.same_document:  # a positive may be among them
                 others = allowed & pad(places != positives[..., None], (0, len(self.negatives)), value=True)
-                negatives = log_sum_of_negatives(scores.expand_as(others), others)
-            count = others.sum(-1)
+                negatives, count = log_sum_of_negatives(scores.expand_as(others), others), others.sum(-1)
             losses.append(info_nce(similarity, chosen, negatives, count, config.scale_free))
             if config.symmetric:
-                back = self.similarity(theirs, keys)
+                back = self.similarity(theirs, keys, held)
                 seen = log_sum_of_negatives(back, others.expand_as(back))
                 losses.append(info_nce(similarity, chosen, seen, count, config.scale_free))
         self.drawn = keys.detach(), drawn.doc
@@ -225,11 +232,24 @@ class TemporalContrast(nn.Module):
         u = slow(batch.x.flatten(0, 1)[places])
         return self.embed(u * (u > threshold) if self.config.head == "none" else u)
 
-    def similarity(self, z: Float[Tensor, "*A Z"], keys: Float[Tensor, "K Z"]) -> Float[Tensor, "*A N"]:
+    @torch.no_grad()
+    def held(self, sparse: bool) -> Codes:
+        """The buffer, [buffer, Z], or [1, buffer, Z] of which only what is not 0 is there, where that is little."""
+        if sparse and len(self.negatives) and self.config.head == "none" and self.mean is None:
+            chosen = self.negatives.flatten().nonzero().squeeze(-1)
+            if len(chosen) <= FEW * self.negatives.numel():
+                return Kept.of(self.negatives[None], chosen)
+        return self.negatives
+
+    def similarity(self, z: Float[Tensor, "*A Z"], keys: Float[Tensor, "K Z"], held: Codes) -> Float[Tensor, "*A N"]:
         """z·z_n / τ with this step's keys and with the buffer."""
         scaled = z / self.config.tau
         with torch.autocast(z.device.type, enabled=False):
-            return torch.cat([scaled @ keys.T, scaled @ self.negatives.T], dim=-1)
+            if isinstance(held, Kept):
+                old = held.times(scaled.flatten(0, -2).t())[0].t().reshape(*z.shape[:-1], -1)
+            else:
+                old = scaled @ held.T
+            return torch.cat([scaled @ keys.T, old], dim=-1)
 
     @torch.no_grad()
     def after_step_(self, clock: Clock, encoder: dict[str, Tensor]) -> None:

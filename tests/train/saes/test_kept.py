@@ -245,8 +245,8 @@ def test_a_sparse_step_in_bfloat16_is_near_one_in_float32(variant: str, always_s
         learner.sae.sparse = True
         for step in range(30):
             learner.train_step(batch_for(learner.sae, step), 256)
-        losses.append(float(learner.last_loss))
-    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+        losses.append(learner.read_metrics()["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.01)  # means of 30 steps: a single one may have another draw
 
 
 @pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the plain way is taken without MKL")

@@ -12,6 +12,7 @@ from tests.train.saes.contrasted import CLOCK, WINDOW, batch_of, contrastive
 from train.data.batch import Batch
 from train.saes.contrast import draw_one, draw_places, earlier_places
 from train.saes.contrastive import Contrastive
+from train.saes.kept import Kept
 from train.saes.parts import generator_of
 from train.schedule import Clock
 
@@ -97,11 +98,38 @@ def test_similarities_are_float32_under_autocast(head: str) -> None:
     sae = contrastive(head=head)
     high = torch.rand(8, 2, sae.n_high, generator=torch.Generator().manual_seed(0))
     z = sae.contrast.embed(high.flatten(0, 1))
-    exact = sae.contrast.similarity(z, z)
+    held = sae.contrast.held(sparse=False)
+    exact = sae.contrast.similarity(z, z, held)
     with torch.autocast("cpu", torch.bfloat16):
         again = sae.contrast.embed(high.flatten(0, 1))
         assert torch.equal(again, z)
-        assert torch.equal(sae.contrast.similarity(again, again), exact)
+        assert torch.equal(sae.contrast.similarity(again, again, held), exact)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 3)])
+def test_a_sparse_buffer_gives_the_similarities_of_the_whole_one(shape: tuple[int, ...]) -> None:
+    sae = contrastive(d_sae=400)
+    generator = torch.Generator().manual_seed(0)
+    few = torch.rand(sae.contrast.negatives.shape, generator=generator) < 0.05
+    few[7] = False  # a token without any
+    sae.contrast.negatives.copy_(torch.randn(few.shape, generator=generator) * few)
+    keys, back = torch.randn(6, sae.n_high, generator=generator), torch.randn(*shape, 46, generator=generator)
+    found = []
+    for sparse in (False, True):
+        held = sae.contrast.held(sparse)
+        assert isinstance(held, Kept) == sparse
+        z = torch.randn(*shape, sae.n_high, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        scores = sae.contrast.similarity(z, keys, held)
+        found += [scores.detach(), torch.autograd.grad((scores * back).sum(), z)[0]]
+    assert torch.allclose(found[2], found[0], atol=1e-5)
+    assert torch.allclose(found[3], found[1], atol=1e-4)  # sums of 46 numbers of size 10
+
+
+def test_a_buffer_of_which_much_is_not_0_is_taken_whole() -> None:
+    sae = contrastive()
+    sae.contrast.negatives.fill_(1.0)
+    assert isinstance(sae.contrast.held(sparse=True), torch.Tensor)
+    assert isinstance(contrastive(centred=True).contrast.held(sparse=True), torch.Tensor)  # z less its mean is not 0
 
 
 def test_the_buffer_holds_the_latest_embeddings_with_their_documents() -> None:

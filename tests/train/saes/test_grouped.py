@@ -1,0 +1,115 @@
+"""Groups of latents with the kept codes alone: choosing, thresholds, and whole steps against plain ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.train.saes.stepped import check_alike, stepped, whole
+from tests.train.saes.test_contract import new_sae
+from tests.train.saes.test_kept import gradient, kept_of, random, some_codes
+from train.saes.grouped import aux_k_kept, choose_by_group, note_by_group, part_of
+from train.saes.kept import Kept
+from train.saes.parts import aux_k_loss
+from train.saes.places import keep_top_k_of
+from train.saes.sparsity import Sparsity
+from train.schedule import Clock
+
+SIZES = (7, 13, 20)
+CLOCK = Clock(50, 100, 24)
+
+
+def budgets() -> Sparsity:
+    return Sparsity(SIZES, 6, 16, shares=(0.5, 0.2, 0.3))
+
+
+def test_each_group_keeps_what_its_budget_has() -> None:
+    u = random(24, 40)
+    places = choose_by_group(budgets(), 24, CLOCK)(u)
+    kept = Kept(u[places.row, places.column], places, (1, 24, 40)).dense()[0]
+    plain = budgets()
+    groups = u[None].relu().split(SIZES, dim=-1)
+    assert torch.equal(kept, torch.cat([plain.active(part, g, 24, CLOCK)[0] for g, part in enumerate(groups)], dim=-1))
+    assert (kept > 0).sum() == 24 * 6
+
+
+def test_thresholds_follow_the_kept_codes_of_their_group() -> None:
+    ours, theirs, u = budgets(), budgets(), random(24, 40)
+    for sparsity in (ours, theirs):
+        sparsity.threshold.copy_(torch.tensor([0.1, 0.2, 0.3]))
+    places = choose_by_group(ours, 24, CLOCK)(u)
+    note_by_group(ours, Kept(u[places.row, places.column], places, (1, 24, 40)), CLOCK)
+    for group, part in enumerate(u[None].relu().split(SIZES, dim=-1)):
+        theirs.active(part, group, 24, CLOCK)
+    assert torch.equal(ours.threshold, theirs.threshold)
+
+
+@pytest.mark.parametrize("place", [slice(0, 7), slice(7, 20), slice(20, 40), slice(0, 40)])
+def test_a_part_of_the_latents_is_that_of_the_dense_codes(place: slice) -> None:
+    codes, back = some_codes(), random(1, 24, 40, seed=3)
+    codes[..., 8:19] = 0.0
+    kept = kept_of(codes)
+    part = part_of(kept, place)
+    assert torch.equal(part.dense(), codes[..., place])
+    (part.dense() * back[..., place]).sum().backward()
+    expected = torch.zeros_like(codes)
+    expected[..., place] = back[..., place]
+    assert torch.equal(gradient(kept.values), expected[codes > 0])
+
+
+def test_aux_k_of_kept_codes_is_that_of_all() -> None:
+    u, W_dec, residual = random(1, 24, 40).relu(), random(40, 6, seed=1), random(1, 24, 6, seed=2)
+    dead, valid = torch.zeros(40, dtype=torch.bool), torch.ones(1, 24, dtype=torch.bool)
+    assert float(aux_k_kept(residual, None, dead, W_dec, valid)) == 0
+    dead[[3, 8, 22, 39]] = True
+    places = keep_top_k_of(u[0], dead, 3)
+    of_dead = Kept(u[0][places.row, places.column], places, (1, 24, 40))
+    assert torch.allclose(
+        aux_k_kept(residual, of_dead, dead, W_dec, valid), aux_k_loss(residual, u, dead, W_dec, valid), rtol=1e-5
+    )
+
+
+def cases() -> list[Any]:
+    """Settings under which steps keep few codes from selection on."""
+    options: dict[str, list[dict[str, object]]] = {
+        "contrastive": [
+            {},
+            {"high_weight": 0.0, "buffer": 0},
+            {"lambda_c": 0.0, "k_high": 1},
+            {"loss": "difference", "freeze_b_dec": 0.5, "k_anneal": 0.9},
+            {"positives": "multi", "symmetric": True, "density_penalty": 1.0, "density_cap": 0.05},
+            {"centred": True, "positives": "shuffled"},
+            {"key_momentum": 0.9, "density_limit": 1.0, "similarity": "dot", "same_document": False},
+        ],
+    }
+    return [(variant, each) for variant, several in options.items() for each in several]
+
+
+@pytest.mark.parametrize(("variant", "options"), cases(), ids=str)
+def test_a_step_with_the_kept_codes_is_the_plain_one(variant: str, options: dict[str, object]) -> None:
+    _, kept = check_alike(variant, options)
+    assert isinstance(kept.output.latents, Kept)
+
+
+@pytest.mark.parametrize("variant", ["contrastive"])
+@pytest.mark.parametrize("circumstances", [{"dead": 0.0}, {"some_invalid": False}, {"progress": 0.0}], ids=str)
+def test_so_it_is_without_dead_latents_or_gaps_and_at_the_start(variant: str, circumstances: dict[str, object]) -> None:
+    check_alike(variant, {}, **circumstances)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("contrastive", {"sparsity": "joint"}),
+        ("contrastive", {"sparsity": "l1"}),
+        ("contrastive", {"head": "learned"}),
+    ],
+    ids=str,
+)
+def test_other_settings_find_all_codes_first(variant: str, options: dict[str, object]) -> None:
+    step = stepped(new_sae(variant, **options), sparse=True)
+    assert isinstance(step.output.latents, Tensor)
+    assert (whole(step.output.latents) > 0).any()
