@@ -54,6 +54,7 @@ Count = Annotated[
 ]
 Seed = Annotated[int, BeforeValidator(refuse_bool), Field(ge=-LARGEST, le=LARGEST)]
 NEEDED = {
+    "string_too_short": "a name is needed, not an empty one",
     "int_parsing": "a whole number is needed",
     "int_type": "a whole number is needed",
     "int_from_float": "a whole number is needed",

@@ -2,15 +2,41 @@
 
 from __future__ import annotations
 
+import shlex
 import types
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
 from pydantic.fields import FieldInfo
 
 from common.config import Settings, check_flag
+from common.errors import ConfigError
+from common.places import refuse_empty
+
+
+class PathType(click.Path):
+    """A path on the command line, of a file or folder that need not be there.
+
+    Args:
+        read: what makes a path of the text.
+    """
+
+    def __init__(self, read: Callable[[str], Path] = Path) -> None:
+        super().__init__(path_type=Path)
+        self.read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """
+        Raises:
+            ConfigError: an empty text, or one that `read` refuses.
+        """
+        try:
+            return self.read(refuse_empty(value))
+        except ValueError as error:
+            raise ConfigError(f"{param.opts[0] if param else 'path'} {shlex.quote(str(value))}: {error}.") from None
 
 
 def options_from(cls: type[Settings], leave_out: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Any]:

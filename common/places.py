@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 from typing import Annotated, Any, final
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from common.errors import ConfigError, StoreError
 from common.files import ASIDE, crc32c, put_in_place, write_aside, write_file
@@ -25,8 +25,14 @@ def mirrors() -> Path:
 
 
 def local_path(location: str | Path) -> Path:
-    """`s3://bucket/x.zarr` as the path of its mirror; of a folder, which `file://` may say too, the path itself."""
+    """`s3://bucket/x.zarr` as the path of its mirror; of a folder, which `file://` may say too, the path itself.
+
+    Raises:
+        ConfigError: a URL that ends where a name should begin.
+    """
     scheme, mark, rest = str(location).partition("://")
+    if mark and not rest.strip("/") and scheme != "file":
+        raise ConfigError(f"a URL that names no store; say which, such as {scheme}://bucket/x.zarr")
     if mark and scheme != "file":
         return mirrors() / scheme / rest.strip("/")
     return Path(rest if mark else location).expanduser()
@@ -34,10 +40,33 @@ def local_path(location: str | Path) -> Path:
 
 def path_of_text(value: Any) -> Any:
     """For settings: text, which may be a URL, as a path; anything else as it is."""
-    return local_path(value) if isinstance(value, str) else value
+    return local_path(refuse_empty(value)) if isinstance(value, str) else value
+
+
+def refuse_empty(value: Any) -> Any:
+    """`value`, unless it is the empty text that an unset variable of a script leaves: it would be this folder.
+
+    Raises:
+        ValueError: it is that.
+    """
+    if value == "":
+        raise ValueError("empty, where a path is needed; a dot is this folder")
+    return value
+
+
+def refuse_url(path: Path) -> Path:
+    """`path`, unless it is the mirror of a URL.
+
+    Raises:
+        ValueError: it is.
+    """
+    if url_of(path) is not None:
+        raise ValueError("a URL, where a folder of this machine is needed")
+    return path
 
 
 Location = Annotated[Path, BeforeValidator(path_of_text)]
+LocalPath = Annotated[Location, AfterValidator(refuse_url)]
 
 
 def url_of(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from common.checks import Problem
 from common.config import build
 from common.console import emit_json, format_bytes, say, table
 from common.errors import ConfigError, GranaryError, StoreError
-from common.options import options_from
+from common.options import PathType, options_from
 from common.places import local_path
 from common.store import Store
 from common.truth import TOYS
@@ -80,7 +80,7 @@ def report(outcome: Any, as_json: bool) -> None:
 
 
 @cli.command()
-@click.argument("path", type=local_path)
+@click.argument("path", type=PathType(local_path))
 @click.option("--texts", default=2, show_default=True, help="Sequences to decode, if the tokenizer is at hand.")
 @click.option("--check", is_flag=True, help="Compute moments and norms again from the data; exit 3 if they differ.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of tables.")
@@ -122,7 +122,7 @@ def show_store(store: Store, facts: dict[str, Any]) -> None:
 
 
 @cli.command()
-@click.argument("path", type=local_path)
+@click.argument("path", type=PathType(local_path))
 @click.option("--repair", is_flag=True, help="Harvest the damaged chunks again, and only those.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of lines.")
 @click.pass_obj
@@ -149,7 +149,7 @@ def count(problems: list[Problem]) -> str:
 
 
 @cli.command(name="list")
-@click.argument("folder", type=click.Path(path_type=Path), default=CACHE)
+@click.argument("folder", type=PathType(), default=CACHE)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 def list_stores(folder: Path, as_json: bool) -> None:
     """List the stores under FOLDER (default: cache)."""

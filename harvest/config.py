@@ -16,16 +16,24 @@ CACHE = Path("cache")  # where stores go unless told
 
 
 def zarr_path(path: Path) -> Path:
-    """`path`, with `.zarr` added if it lacks it."""
+    """`path`, with `.zarr` added if it lacks it.
+
+    Raises:
+        ConfigError: a path that ends in no name.
+    """
+    if path.name in ("", ".."):
+        raise ConfigError(f"--out {path}: a folder, not the name of a store. Say a name in it: {path / 'name.zarr'}")
     return path if path.suffix == ".zarr" else path.with_name(path.name + ".zarr")
 
 
 class HarvestConfig(Settings):
     """One harvest. Every field is an option of `harvest run` (underscores become dashes)."""
 
-    model: str = Field(description="Hub name or short name (gemma-2-2b, pythia-70m, gpt2), a local folder, or 'demo'.")
-    revision: str | None = Field(None, description="Hub revision of the model.")
-    tokenizer: str | None = Field(None, description="Another tokenizer: hub name, folder, or 'bytes'.")
+    model: str = Field(
+        min_length=1, description="Hub name or short name (gemma-2-2b, pythia-70m, gpt2), a local folder, or 'demo'."
+    )
+    revision: str | None = Field(None, min_length=1, description="Hub revision of the model.")
+    tokenizer: str | None = Field(None, min_length=1, description="Another tokenizer: hub name, folder, or 'bytes'.")
     layer: tuple[int, ...] = Field((), description="Residual stream after this block; may be given several times.")
     hook: tuple[str, ...] = Field((), description="A TransformerLens hook name; may be given several times.")
     corpus: str = Field("stdlib", description="Hub data set, local .txt/.jsonl/.parquet file or folder, or 'stdlib'.")
@@ -78,7 +86,9 @@ class HarvestConfig(Settings):
         description="Spread the chunks over so many processes here; GPUs are dealt out among them.",
     )
     dask: str | None = Field(
-        None, description="Spread the chunks over the workers of this dask scheduler, such as tcp://host:8786."
+        None,
+        min_length=1,
+        description="Spread the chunks over the workers of this dask scheduler, such as tcp://host:8786.",
     )
     writers: int = Field(2, gt=0, description="Threads that checksum and write chunks.")
     seed: int = Field(0, description="Order of a corpus's files (local) or shards (hub).")
@@ -118,7 +128,9 @@ class HarvestConfig(Settings):
         """Where the store goes: `--out`, or `cache/<model>.zarr`."""
         if self.out is not None:
             return zarr_path(self.out)
-        return CACHE / f"{Path(self.model).name}.zarr"
+        model = Path(self.model)
+        name = model.resolve().name if model.name in ("", "..") else model.name  # of --model .
+        return CACHE / f"{name}.zarr"
 
 
 class ToyConfig(Settings):

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from common.config import Count, Seed, Settings
-from common.places import Location
+from common.places import LocalPath, Location
 
 Kernels = Literal["auto", "plain", "sparse"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -112,7 +112,7 @@ class FitConfig(DataConfig):
         description="What torchrun's processes share: the learners, the rows of each batch, or the latents of each "
         "learner; auto: the learners, where there are several, else the batch.",
     )
-    out: Path | None = Field(None, description="Run folder; default runs/<store>.")
+    out: LocalPath | None = Field(None, description="Run folder; default runs/<store>.")
     learner: tuple[LearnerConfig, ...] = Field((), description="The learners; [[learner]] tables in a TOML file.")
 
     @model_validator(mode="after")
@@ -148,7 +148,7 @@ class ImportConfig(Settings):
     model_config = ConfigDict(allow_inf_nan=False)
 
     cache: Location = Field(description="The store.")
-    out: Path = Field(description="Run folder; a new one.")
+    out: LocalPath = Field(description="Run folder; a new one.")
     name: str | None = Field(None, description="The learner's name; default: that of the folder.")
     hook: str | None = Field(None, description="Hook of the store; default: the SAE's own, or the store's only one.")
     held_out: float = Field(
@@ -255,7 +255,9 @@ class UnlearnConfig(Settings):
     retain: str | None = Field(None, description="Text to keep, likewise; texts that --forget has are left out.")
     also_retain: str | None = Field(None, description="A third text, likewise, on which the same is measured.")
     column: str = Field("text", description="Field with the text, in .jsonl, .parquet and hub data sets.")
-    data: Path | None = Field(None, description="Folder with SAEBench's files: its protocol, on a Gemma-2-it --model.")
+    data: LocalPath | None = Field(
+        None, description="Folder with SAEBench's files: its protocol, on a Gemma-2-it --model."
+    )
     max_tokens: Count = Field(10_000, gt=0, description="Tokens of each half of each text.")
     threshold: tuple[float, ...] = Field(
         (0.001, 0.01, 0.05), description="Latents that fire on this share of the retain text are spared; repeatable."

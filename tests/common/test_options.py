@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -12,7 +13,8 @@ from pydantic import Field
 
 from common.config import Count, Settings
 from common.errors import ConfigError
-from common.options import options_from
+from common.options import PathType, options_from
+from common.places import local_path, mirrors
 
 
 class Example(Settings):
@@ -107,3 +109,37 @@ def test_options_help_holds_every_sentence_and_default() -> None:
     ):
         assert sentence in text
     assert "Left out." not in text
+
+
+def paths(*arguments: str) -> list[Path]:
+    """What a command with two kinds of paths is given."""
+    seen: list[Path] = []
+
+    @click.command()
+    @click.argument("store", type=PathType(local_path))
+    @click.option("--out", type=PathType())
+    def command(store: Path, out: Path) -> None:
+        seen.extend([store, out])
+
+    result = CliRunner().invoke(command, list(arguments), catch_exceptions=True)
+    if result.exception:
+        raise result.exception
+    return seen
+
+
+def test_path_is_a_folder_or_the_mirror_of_a_url() -> None:
+    assert paths("x.zarr", "--out", "a/b") == [Path("x.zarr"), Path("a/b")]
+    assert paths("s3://b/x.zarr", "--out", ".") == [mirrors() / "s3" / "b" / "x.zarr", Path()]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("", "--out", "a"), "store '': empty, where a path is needed; a dot is this folder."),
+        (("x", "--out", ""), "--out '': empty, where a path is needed; a dot is this folder."),
+        (("s3://", "--out", "a"), "store s3://: a URL that names no store; say which, such as s3://bucket/x.zarr."),
+    ],
+)
+def test_path_that_a_script_left_empty_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        paths(*arguments)

@@ -9,7 +9,7 @@ import pytest
 
 from common.config import build
 from common.errors import ConfigError
-from harvest.config import HarvestConfig
+from harvest.config import HarvestConfig, ToyConfig
 
 
 def config(**values: Any) -> HarvestConfig:
@@ -24,6 +24,8 @@ def config(**values: Any) -> HarvestConfig:
         ({"model": "models/mine/"}, "cache/mine.zarr"),
         ({"out": "x/y.zarr"}, "x/y.zarr"),
         ({"out": "x/y.1"}, "x/y.1.zarr"),
+        ({"model": "."}, f"cache/{Path.cwd().name}.zarr"),
+        ({"model": "../"}, f"cache/{Path.cwd().parent.name}.zarr"),
     ],
 )
 def test_store_path_is_out_or_the_models_name(values: dict[str, Any], path: str) -> None:
@@ -47,9 +49,21 @@ def test_corpus_options_keep_a_separator_that_is_not_ascii() -> None:
         ({"context": 1}, "context = 1: Input should be greater than 1"),
         ({"dtype": "int4"}, "dtype = 'int4': Input should be 'bfloat16', 'float16', 'float32' or 'int8'"),
         ({"layer": (), "hook": ()}, "name at least one --layer or --hook"),
+        ({"model": ""}, "model = '': a name is needed, not an empty one"),
+        ({"tokenizer": ""}, "tokenizer = '': a name is needed, not an empty one"),
+        ({"dask": ""}, "dask = '': a name is needed, not an empty one"),
+        ({"out": ""}, "out = '': empty, where a path is needed; a dot is this folder"),
+        ({"out": "s3://"}, "out = 's3://': a URL that names no store"),
         ({"layers": (1,)}, r"unknown setting 'layers'\. Did you mean 'layer'\?"),
     ],
 )
 def test_config_refuses_what_makes_no_sense(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(**values)
+
+
+@pytest.mark.parametrize("out", [".", "./", "/", "..", "x/..", "file://"])
+def test_folder_without_a_name_is_no_store(out: str) -> None:
+    for settings in (config(out=out), build(ToyConfig, {"name": "toy-h", "out": out}, "test")):
+        with pytest.raises(ConfigError, match=r"^--out [./x]+: a folder, not the name of a store\. Say a name in it: "):
+            settings.store_path()

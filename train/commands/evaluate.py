@@ -9,7 +9,7 @@ import click
 
 from common.config import build
 from common.console import emit_json, say, table
-from common.options import options_from
+from common.options import PathType, options_from
 from train.config import EvalConfig
 
 SIDE_BY_SIDE = 8  # learners in a table: more do not fit on a page
@@ -17,7 +17,7 @@ NAMED = 3  # metrics that one reason is given for
 
 
 @click.command(name="eval")
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("runs", type=PathType(), nargs=-1, required=True)
 @options_from(EvalConfig)
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 @click.pass_obj

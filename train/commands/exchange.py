@@ -10,16 +10,16 @@ import click
 
 from common.config import build
 from common.console import emit_json, table
-from common.options import options_from
+from common.options import PathType, options_from
 from train.config import ImportConfig
 
 LIBRARIES = ("saelens", "dictionary_learning", "sparsify")
 
 
 @click.command(name="export")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathType())
 @click.option("--to", required=True, type=click.Choice(LIBRARIES), help="The library that is to load them.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder; each learner gets one inside.")
+@click.option("--out", required=True, type=PathType(), help="Folder; each learner gets one inside.")
 @click.option("--context-free", is_flag=True, help="Leave out what an SAE reads from other tokens, and mark it so.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 def export(run: Path, to: str, out: Path, context_free: bool, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def export(run: Path, to: str, out: Path, context_free: bool, as_json: bool) -> 
 
 
 @click.command(name="import")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=PathType())
 @options_from(ImportConfig)
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of a table.")
 @click.pass_obj

@@ -10,13 +10,13 @@ from typing import Any
 import click
 
 from common.console import emit_json, table
-from common.options import options_from
+from common.options import PathType, options_from
 from train.config import FitConfig
 
 
 @click.command()
 @options_from(FitConfig, leave_out=("learner",))
-@click.option("--config", "file", type=click.Path(path_type=Path), help="A TOML file with any of this; flags win.")
+@click.option("--config", "file", type=PathType(), help="A TOML file with any of this; flags win.")
 @click.option("--variant", "variants", multiple=True, help="A variant to train; give several for several learners.")
 @click.option("--d-sae", metavar="N", help="Latents of every learner.  [default: 8 x d_model]")
 @click.option("--k", metavar="N", help="Latents kept per token, for variants that have k.  [default: 32]")
@@ -45,7 +45,7 @@ def fit(
 
 
 @click.command()
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=PathType())
 @click.option("--cache", metavar="TEXT", help="Where the store is now, if it has moved.")
 @click.option("--device", help="Another device than before.")
 @click.option("--json", "as_json", is_flag=True, help="End with one JSON record on stdout.")

@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from common.console import emit_json, table
+from common.options import PathType
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("runs", type=PathType(), nargs=-1, required=True)
 @click.option("--rater", metavar="NAME", help="Whose answers these are.  [default: the login name]")
-@click.option("--db", default=Path("ratings.sqlite"), type=click.Path(path_type=Path), show_default=True,
+@click.option("--db", default=Path("ratings.sqlite"), type=PathType(), show_default=True,
               help="The file of answers; several raters may share it.")  # fmt: skip
 @click.option("--per-learner", default=50, type=click.IntRange(min=1), show_default=True, help="Latents of each.")
 @click.option("--seed", default=0, show_default=True, help="Of the sample of latents and of their order.")

@@ -8,16 +8,17 @@ from pathlib import Path
 import click
 
 from common.console import emit_json, table
+from common.options import PathType
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("runs", type=PathType(), nargs=-1, required=True)
 @click.option("--l0", "l0s", metavar="L,…", help="L0 to compare at, comma-separated.  [default: those aimed at]")
 @click.option("--baseline", default="batchtopk", show_default=True, help="Learners that differences are taken from.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 @click.option("--csv", "as_csv", is_flag=True, help="Comma-separated values instead of a table.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="A Markdown table.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the table to this file too: .json, .csv or .md.")
+@click.option("--out", type=PathType(), help="Write the table to this file too: .json, .csv or .md.")
 def compare(
     runs: tuple[Path, ...],
     l0s: str | None,
@@ -52,8 +53,8 @@ def compare(
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for the figures.  [default: RUN/plots]")
+@click.argument("runs", type=PathType(), nargs=-1, required=True)
+@click.option("--out", type=PathType(), help="Folder for the figures.  [default: RUN/plots]")
 @click.option("--figure", "names", metavar="NAME", multiple=True, help="Only this one; repeatable.  [default: all]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON list instead of a table.")
 def plot(runs: tuple[Path, ...], out: Path | None, names: tuple[str, ...], as_json: bool) -> None:
@@ -76,10 +77,8 @@ def plot(runs: tuple[Path, ...], out: Path | None, names: tuple[str, ...], as_js
 
 
 @click.command()
-@click.argument("runs", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option(
-    "--out", type=click.Path(path_type=Path), help="The page.  [default: RUN/report.html, or report.html here]"
-)
+@click.argument("runs", type=PathType(), nargs=-1, required=True)
+@click.option("--out", type=PathType(), help="The page.  [default: RUN/report.html, or report.html here]")
 def report(runs: tuple[Path, ...], out: Path | None) -> None:
     """Make one page of runs that needs no network: states, tables, curves, latents; RUNS are run or learner folders.
 
