@@ -22,6 +22,7 @@ from train.config import BenchConfig, Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.learner import Learner
 from train.preflight import enough_memory, resolve_precision
+from train.recording import ALIKE, recorder_for
 from train.saes import make_sae, variant_class
 
 CONTEXT = 128  # tokens of a window: a document of the made-up data
@@ -41,6 +42,7 @@ class Speed:
         fraction_of_floor: time of its products alone over time of the steps, round by round, the median.
         relative: time of the first variant's steps over this one's, round by round, the median.
         kernels: "sparse" or "plain".
+        recorded: whether steps were played again from a CUDA graph.
     """
 
     variant: str
@@ -49,6 +51,7 @@ class Speed:
     fraction_of_floor: float
     relative: float
     kernels: str
+    recorded: bool
     precision: str
     device: str
     d_model: int
@@ -75,7 +78,11 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
             variant: learner_for(variant, config.d_model, config.d_sae, config.k, device, precision, config.kernels)
             for variant in config.variant
         }
+        for learner in learners.values():
+            learner.recorder = recorder_for(device, config.batch_size * config.d_sae, config.graphs)
         things = {variant: step_of(learner, batch) for variant, learner in learners.items()}
+        for learner in learners.values():
+            play_in(learner, things[learner.name])
         things["product"] = encoder_product(config, device, precision)
         times = in_turn(things, -(-config.steps // ROUND), device, stop)
     first, product = times[config.variant[0]], times["product"]
@@ -87,6 +94,7 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
             fraction_of_floor=round(products_of(config.d_sae, config.k) * median_ratio(product, times[variant]), 4),
             relative=round(median_ratio(first, times[variant]), 4),
             kernels="sparse" if learner.sae.sparse else "plain",
+            recorded=learner.recorder is not None and learner.recorder.replay is not None,
             precision=str(precision).removeprefix("torch."),
             device=name_of(device),
             d_model=config.d_model,
@@ -139,6 +147,12 @@ def step_of(learner: Learner, batch: Batch) -> Callable[[], object]:
             learner.sae.tokens_silent.zero_()
 
     return step
+
+
+def play_in(learner: Learner, step: Callable[[], object]) -> None:
+    """Steps until one is recorded, where that is to be."""
+    for _ in range(ALIKE + 1 if learner.recorder is not None else 0):
+        step()
 
 
 def encoder_product(config: BenchConfig, device: torch.device, precision: torch.dtype) -> Callable[[], object]:

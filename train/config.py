@@ -89,6 +89,9 @@ class FitConfig(DataConfig):
         description="Steps of variants that keep k latents. sparse: from the kept ones alone; plain: from all; "
         "auto: sparse on a CPU up to k = d_sae / 8.",
     )
+    graphs: bool = Field(
+        False, description="On a GPU, record small steps as CUDA graphs and play them again; the same to the bit."
+    )
     log_every: Count | None = Field(
         None, gt=0, description="Steps between metrics; default: a hundredth of the run, at most 100."
     )
@@ -171,6 +174,7 @@ class BenchConfig(Settings):
     device: str = Field("auto", description="cpu, cuda, cuda:1; auto takes a GPU when there is one.")
     precision: Precision = Field("auto", description="As of `train fit`.")
     kernels: Kernels = Field("auto", description="As of `train fit`.")
+    graphs: bool = Field(False, description="As of `train fit`.")
 
     @field_validator("variant")
     @classmethod

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import functools
 from typing import Any
 
 import torch
@@ -18,49 +19,19 @@ from train.collective import (
 )
 from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
-from train.optim import can_fuse, fused_update_, make_optimizer, parameters_of, plain_update_
+from train.optim import can_fuse, fused_update_, make_optimizer, parameters_of, plain_update_, set_lr
+from train.recording import Recorder
 from train.saes.base import SAE, Batches, KeptConfig, Output
 from train.saes.kept import Codes, Kept, sparse_pays
 from train.saes.parts import masked
-from train.schedule import Clock, default_lr, lr_factor
+from train.schedule import Clock, dead_after, default_lr, lr_factor
 from train.sharding import DIMENSIONS, Shards
+from train.sums import Sums, dense_share, explained_variance
 
+LOOK_EVERY = 16  # steps
 JUDGED_STEPS = 10  # explained variance of fewer steps than this ends nobody
 CARRIED = ("steps", "tokens", "x", "x2", "error2")
 SAMPLE_EVERY, SAMPLE_TOKENS = 4, 256  # looked at latent by latent: all tokens of every step would cost 2 to 5 % of it
-DENSE = 0.1  # share of tokens, as in suite heldout
-
-
-@dataclass
-class Sums:
-    """Running sums over the steps since the last metrics line, kept on the device: nothing waits for the host."""
-
-    values: dict[str, Tensor]
-
-    @classmethod
-    def empty(cls) -> Sums:
-        return cls({})
-
-    def add(self, name: str, value: Tensor) -> None:
-        value = value.detach().double()
-        self.values[name] = self.values[name] + value if name in self.values else value.clone()
-
-    def largest(self, name: str, value: Tensor) -> None:
-        value = value.detach().double()
-        self.values[name] = torch.maximum(self.values[name], value) if name in self.values else value.clone()
-
-
-def explained_variance(sums: dict[str, Tensor]) -> float | None:
-    """From sums over steps; None where nothing varies."""
-    variance = float(sums["x2"]) - float(sums["x"].square().sum()) / float(sums["tokens"])
-    return 1 - float(sums["error2"]) / variance if variance > 0 else None
-
-
-def dense_share(sums: dict[str, Tensor]) -> float | None:
-    """Share of latents active on more than a tenth of the tokens sampled; None where none of these was valid."""
-    if "firing" not in sums or not sums["sampled"]:  # a checkpoint of before they were counted has none
-        return None
-    return float((sums["firing"] > DENSE * sums["sampled"]).double().mean())
 
 
 class Learner:
@@ -73,6 +44,8 @@ class Learner:
         seconds: wall time of its own steps; on a GPU, of queueing them.
         fused: whether kernels of our own take Adam's step on unit rows.
         shards: how its latents lie on ranks; the SAE that it is given lies so already. Steps are plain then.
+        recorder: plays steps again that are alike; None where they are taken one by one.
+        looks: whether the host lists the latents that may be dead now and then, since asking at every step would wait.
         last_loss: the last finite total loss, a scalar on the device; NaN before the first step.
         quiet_steps: [2] on the device: steps with L0 below 1 in a row until now, and at most so far.
         judged_ev: explained variance over at least `JUDGED_STEPS` steps, from `read_metrics`; None if there is none.
@@ -89,9 +62,11 @@ class Learner:
         precision: torch.dtype,
         kernels: Kernels = "auto",
         shards: Shards | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
-        self.shards = shards
+        self.shards, self.recorder = shards, recorder
+        self.looks = device.type == "cuda" and shards is None
         self.sae = sae.to(device)
         share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 0.0  # others look at every step
         pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device, share))
@@ -109,7 +84,7 @@ class Learner:
         self.step = 0
         self.state, self.reason = "running", ""
         self.alarms: dict[str, str] = {}
-        self.sums = Sums.empty()
+        self.sums = Sums()
         self.last_loss = torch.full((), torch.nan, device=device, dtype=torch.float64)
         self.quiet_steps = torch.zeros(2, device=device, dtype=torch.int64)
         self.judged_ev: float | None = None
@@ -131,10 +106,48 @@ class Learner:
 
     def train_step(self, batch: Batch, batch_tokens: int) -> None:
         """One step on a batch in raw units, x in float32."""
+        self.queue_step(batch, batch_tokens)
+        self.join()
+
+    def queue_step(self, batch: Batch, batch_tokens: int) -> None:
+        """One step; work that is queued afterwards sees what it does only after `join`."""
         clock = self.clock(batch_tokens)
-        lr, (_, own) = self.lr(clock), self.sae.rates(clock)
-        for group, factor in zip(self.optimizer.param_groups, (1.0, own), strict=False):
-            group["lr"] = lr * factor
+        with contextlib.nullcontext() if self.recorder is None else self.recorder.tape.aside():
+            lr, (_, own) = self.lr(clock), self.sae.rates(clock)
+            for group, factor in zip(self.optimizer.param_groups, (1.0, own), strict=False):
+                set_lr(group, lr * factor)
+            self._look_for_dead(clock)
+            take = functools.partial(self._take_step, clock)
+            if self.recorder is None:
+                codes, fired = take(batch)
+            else:
+                codes, fired = self.recorder.step(take, batch, self.sae.host_facts(clock))
+            self.step += 1
+            self.sums.count(batch.n_valid)
+            self._count_firing(codes, fired, batch)
+
+    def join(self) -> None:
+        """Whatever is queued from here on comes after this learner's steps."""
+        if self.recorder is not None:
+            self.recorder.tape.join()
+
+    @torch.no_grad()
+    def _look_for_dead(self, clock: Clock) -> None:
+        """List the latents that can be dead before the next look, those that are now and those that soon may be."""
+        if not self.looks or (self.step % LOOK_EVERY and self.sae.may_die is not None):
+            return
+        silent_then = self.sae.tokens_silent + (LOOK_EVERY - 1) * clock.batch_tokens
+        found = (silent_then >= dead_after(clock.n_steps, clock.batch_tokens)).nonzero().squeeze(-1)
+        if self.sae.may_die is None or not torch.equal(found, self.sae.may_die):
+            self.sae.may_die = found
+            if self.recorder is not None:
+                self.recorder.forget()
+
+    def _take_step(self, clock: Clock, batch: Batch) -> tuple[Codes, Tensor | None]:
+        """The part of a step that is the device's alone; the codes, and how often each latent fired, if that is known.
+
+        What it is told by the host must be in `SAE.host_facts`.
+        """
         scaled = batch.with_x(batch.x * self.sae.scale)
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             output = self.sae.training_pass(scaled, clock)
@@ -144,8 +157,7 @@ class Learner:
         sum_gradients_(self.parameters, self.everywhere)
         norm = self._update()
         self.sae.after_step(clock)
-        self.step += 1
-        self._record(scaled, output, total.detach(), norm)
+        return output.latents, self._record(scaled, output, total.detach(), norm)
 
     def unit_rows(self) -> list[Tensor]:
         """The matrices whose rows are kept at unit norm."""
@@ -167,6 +179,8 @@ class Learner:
         Adam's step count goes on, so a second average of 0 would make the first steps several times too large: it
         starts at the mean of the entries that stay, or of all where none does.
         """
+        if self.recorder is not None:
+            self.recorder.forget()
         for name, mask in self.sae.revise(batches, self.clock(batch_tokens)).items():
             state = self.optimizer.state.get(self.sae.get_parameter(name))
             if state:
@@ -176,18 +190,17 @@ class Learner:
                 squares.copy_(torch.where(mask, (squares * stays).sum() / stays.sum(), squares))
 
     @torch.no_grad()
-    def _record(self, batch: Batch, output: Output, total: Tensor, norm: Tensor) -> None:
+    def _record(self, batch: Batch, output: Output, total: Tensor, norm: Tensor) -> Tensor | None:
         kept = masked(batch.x, batch.valid, batch.n_valid)
         errors = masked(batch.x - output.reconstruction, batch.valid, batch.n_valid)
-        self.sums.add("steps", torch.ones((), device=self.device))
-        self.sums.add("tokens", torch.full((), batch.n_valid, device=self.device))
+        fired = output.latents.fired() if isinstance(output.latents, Kept) else None
         own = {"x": kept.sum((0, 1)), "x2": kept.square().sum(), "error2": errors.square().sum()}
-        whole = all_sums(own | self._count_active(output.latents, batch))
+        whole = all_sums(own | self._count_active(output.latents, fired, batch))
         for name, value in whole.items():
             self.sums.add(name, value)
         active = whole["l0"]
         quiet = torch.where(active < batch.n_valid, self.quiet_steps[0] + 1, 0)
-        self.quiet_steps = torch.stack([quiet, torch.maximum(quiet, self.quiet_steps[1])])
+        self.quiet_steps.copy_(torch.stack([quiet, torch.maximum(quiet, self.quiet_steps[1])]))
         self.sums.add("loss", total)
         for name, part in output.parts.items():
             self.sums.add(f"part/{name}", part)
@@ -195,40 +208,52 @@ class Learner:
             self.sums.add(f"extra/{name}", value)
         self.sums.add("grad_norm", norm)
         self.sums.largest("grad_norm_max", norm)
-        self.last_loss = torch.where(torch.isfinite(total), total.double(), self.last_loss)
+        self.last_loss.copy_(torch.where(torch.isfinite(total), total.double(), self.last_loss))
+        return fired
 
-    def _count_active(self, codes: Codes, batch: Batch) -> dict[str, Tensor]:
-        """How many codes are above 0, by group and latent as well, and what they add up to."""
+    def _count_active(self, codes: Codes, fired: Tensor | None, batch: Batch) -> dict[str, Tensor]:
+        """How many codes are above 0, by group as well, and what they add up to."""
         groups = self.sae.groups() or {"": slice(None)}
         if isinstance(codes, Kept):
-            fired = codes.fired()
-            found = {"firing": fired, "sampled": batch.valid.sum(), "l1": codes.values.sum()}
+            assert fired is not None
+            found = {"l1": codes.values.sum()}
             counts = {name: fired[place].sum() for name, place in groups.items()}
         else:
             latents = masked(codes, batch.valid, batch.n_valid)
-            sampled = self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values
-            found = {"l1": over_latents(latents.sum())} | (self._sample_firing(latents, batch) if sampled else {})
+            found = {"l1": over_latents(latents.sum())}
             # a third of the time of a sum over a comparison
             counts = {name: over_latents(torch.count_nonzero(latents[..., place])) for name, place in groups.items()}
         found["l0"] = torch.stack(list(counts.values())).sum()
         return found | {f"group/{name.replace(' ', '_')}": count for name, count in counts.items() if name}
+
+    @torch.no_grad()
+    def _count_firing(self, codes: Codes, fired: Tensor | None, batch: Batch) -> None:
+        """On how many tokens each latent is active: of a sample now and then where that is not known of all."""
+        if fired is not None:
+            found = {"firing": fired, "sampled": batch.valid.sum()}
+        elif self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values:
+            assert isinstance(codes, Tensor)
+            found = self._sample_firing(codes, batch)
+        else:
+            return
+        for name, value in all_sums(found).items():
+            self.sums.add(name, value)
 
     def _sample_firing(self, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
         """On how many tokens of a sample each latent is active: every n-th token, from another one each time."""
         n_tokens = latents.shape[0] * latents.shape[1]
         stride = max(over_ranks(n_tokens) // SAMPLE_TOKENS, 1)
         chosen = slice((self.step // SAMPLE_EVERY - before_this_rank(n_tokens)) % stride, None, stride)
-        return {
-            "firing": all_latents((latents.flatten(0, 1)[chosen] > 0).sum(0)),
-            "sampled": batch.valid.flatten()[chosen].sum(),
-        }
+        valid = batch.valid.flatten()[chosen]
+        active = (latents.flatten(0, 1)[chosen] > 0) & valid[:, None]
+        return {"firing": all_latents(active.sum(0)), "sampled": valid.sum()}
 
     def read_metrics(self) -> dict[str, Any]:
         """Means over the steps since the last reading; waits for the device, then starts the sums anew.
 
         Loss parts are in scaled units (unit mean squared input norm); l1 is in raw units.
         """
-        sums = {name: value.cpu() for name, value in self.sums.values.items()}
+        sums = self.sums.read()
         steps, tokens = float(sums["steps"]), float(sums["tokens"])
         self._judge(sums)
         metrics: dict[str, Any] = {
@@ -254,8 +279,9 @@ class Learner:
         whole = {name: sums[name] + sums.get(f"carried/{name}", 0) for name in CARRIED}
         enough = float(whole["steps"]) >= JUDGED_STEPS
         self.judged_ev = explained_variance(whole) if enough else None
-        carried = {} if enough else {f"carried/{name}": value.to(self.device) for name, value in whole.items()}
-        self.sums = Sums(carried)
+        self.sums.restart()
+        if not enough:
+            self.sums.values |= {f"carried/{name}": value.to(self.device) for name, value in whole.items()}
 
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
@@ -265,7 +291,9 @@ class Learner:
         for number, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{number}.{name}"] = self._whole(self.names[number], torch.as_tensor(value))
-        sums = self.sums.values | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
+        sums = self.sums.tensors() | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
+        if self.sae.may_die is not None:
+            sums["may_die"] = self.sae.may_die
         weights = {name: self._whole(name, value) for name, value in self.sae.state_dict().items()}
         return {"weights": weights, "optimizer": optimizer, "sums": sums}
 
@@ -306,6 +334,10 @@ class Learner:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
         self.last_loss, self.quiet_steps = sums.pop("last_loss"), sums.pop("quiet_steps")
+        may_die = sums.pop("may_die", None)
+        self.sae.may_die = may_die if self.looks else None
+        if self.recorder is not None:
+            self.recorder.forget()
         self.sums = Sums(sums)
         self.step, self.state, self.reason = facts["step"], facts["state"], facts["reason"]
         self.alarms = dict(facts["alarms"])

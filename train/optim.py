@@ -18,13 +18,23 @@ from train.saes.base import SAE
 def make_optimizer(sae: SAE, config: LearnerConfig) -> torch.optim.Adam:
     """Fused Adam without weight decay; two groups, the second with a rate of its own where the variant has one.
 
-    The learning rates are set anew at every step.
+    The learning rates are set anew at every step (`set_lr`). On a GPU they are there, for steps that are recorded.
     """
     own = [parameter for name, parameter in sae.named_parameters() if name in sae.own_rate]
     common = [parameter for name, parameter in sae.named_parameters() if name not in sae.own_rate]
     fused = common[0].device.type in ("cpu", "cuda")
-    groups = [{"params": group} for group in (common, own) if group]
+    groups: list[dict[str, Any]] = [{"params": group} for group in (common, own) if group]
+    for group in groups if common[0].is_cuda else ():
+        group |= {"lr": torch.zeros((), device=common[0].device), "capturable": True}
     return torch.optim.Adam(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.adam_eps, fused=fused)
+
+
+def set_lr(group: dict[str, Any], lr: float) -> None:
+    """Set the learning rate of a parameter group, where it is kept."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(lr)
+    else:
+        group["lr"] = lr
 
 
 @torch.no_grad()
@@ -95,9 +105,11 @@ def fused_update_(optimizer: torch.optim.Adam, rows: Sequence[Tensor], largest: 
     for weight, gradient in taken:
         state, group = state_of(optimizer, weight), group_of(optimizer, weight)
         state["step"] += 1
-        corrections = torch.stack([1 - beta ** state["step"].double() for beta in group["betas"]]).float()
+        corrections = [1 - beta ** state["step"].double() for beta in group["betas"]]
+        lr = group["lr"] if isinstance(group["lr"], Tensor) else weight.new_full((), group["lr"])
+        factors = torch.stack([*corrections, lr]).float()
         averages = (state["exp_avg"], state["exp_avg_sq"])
-        kernels.step_rows_(weight, gradient, averages, scale, corrections, group["lr"], group["betas"], group["eps"])
+        kernels.step_rows_(weight, gradient, averages, scale, factors, group["betas"], group["eps"])
     return norm
 
 

@@ -180,7 +180,7 @@ def learners_at_once(
 
     Of a CPU's memory each of `n_processes` takes its part. A learner is counted as one and a half times two matrices
     [d_in, d_sae] in float32, each with its gradient and Adam's two averages; the tensors of one step as eight of
-    [batch, d_sae].
+    [batch, d_sae], which a learner whose steps are recorded keeps.
     """
     if config.at_once is not None:
         return config.at_once
@@ -189,4 +189,6 @@ def learners_at_once(
     step = 8 * config.batch_size * widest * FLOAT32_BYTES
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / n_processes
+    if on_gpu and config.graphs:
+        learner += step
     return max(int((free / 2 - step) / learner), 1)

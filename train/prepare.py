@@ -37,6 +37,7 @@ from train.preflight import (
 )
 from train.ranks import Ranks
 from train.record import Status
+from train.recording import recorder_for
 from train.run import DATA_FILE, RUN_FILE, STATUS_FILE, Run, end_learner, identity_with
 from train.saes import REGISTRY, settle_config, variant_class
 from train.saes.base import SAEConfig
@@ -276,7 +277,10 @@ def prepare(run: Run) -> None:
 
 
 def say_who_steps_plainly(run: Run) -> None:
-    """A line if `--kernels sparse` is asked for and cannot be had."""
+    """A line if `--kernels sparse` or `--graphs` is asked for and cannot be had."""
+    if run.config.graphs and run.ranks.first and (run.device.type != "cuda" or run.ranks.in_step):
+        why = "steps are shared by ranks" if run.ranks.in_step else "there is no GPU"
+        say(f"--graphs: nothing is recorded, since {why}")
     spread = run.ranks.in_step and run.ranks.mode == "latents"
     if run.config.kernels == "sparse" and spread and run.ranks.first:
         names = [learner.name for learner in run.config.learner if variant_class(learner.variant).trained]
@@ -313,7 +317,9 @@ def new_learner(run: Run, config: LearnerConfig) -> Learner:
     shards = Shards(ranks.data, run.device.type) if ranks.in_step and ranks.mode == "latents" else None
     if shards is not None:
         shards.shard_(sae.to(run.device))
-    return Learner(config, sae, run.amount.n_steps, run.device, run.precision, run.config.kernels, shards)
+    n_codes = run.config.batch_size * sae.d_sae
+    recorder = recorder_for(run.device, n_codes, run.config.graphs and not ranks.in_step)
+    return Learner(config, sae, run.amount.n_steps, run.device, run.precision, run.config.kernels, shards, recorder)
 
 
 def started(run: Run, config: LearnerConfig) -> Learner:

@@ -30,8 +30,7 @@ def step_rows_(
     gradient: Tensor,
     averages: tuple[Tensor, Tensor],
     scale: Tensor,
-    corrections: Tensor,
-    lr: float,
+    factors: Tensor,
     betas: tuple[float, float],
     eps: float,
 ) -> None:
@@ -40,12 +39,12 @@ def step_rows_(
     Args:
         averages: of the gradient and of its square, [L, d].
         scale: factor on the projected gradient, a scalar on the device.
-        corrections: 1 − βⁿ of both averages in the n-th step, [2] on the device.
+        factors: 1 − βⁿ of both averages in the n-th step, and the learning rate, [3] on the device.
     """
     if weight.numel():
         rates = (1 - betas[0], 1 - betas[1])  # here, in double precision: 1 − .999 in float32 is off by 1e-5
-        tensors = (weight, gradient.contiguous(), *averages, scale, corrections)
-        _step[(len(weight),)](*tensors, lr, *rates, eps, weight.shape[1], **_shape(weight))
+        tensors = (weight, gradient.contiguous(), *averages, scale, factors)
+        _step[(len(weight),)](*tensors, *rates, eps, weight.shape[1], **_shape(weight))
 
 
 def _shape(weight: Tensor) -> dict[str, int]:
@@ -71,7 +70,7 @@ def _squares(weight, gradient, out, width, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _step(weight, gradient, average, square, scale, corrections, lr, rate_1, rate_2, eps, width, BLOCK: tl.constexpr):
+def _step(weight, gradient, average, square, scale, factors, rate_1, rate_2, eps, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     place, there = row * width + d, d < width
@@ -83,7 +82,7 @@ def _step(weight, gradient, average, square, scale, corrections, lr, rate_1, rat
     v += rate_2 * (g * g - v)
     tl.store(average + place, m, mask=there)
     tl.store(square + place, v, mask=there)
-    size = lr / tl.load(corrections)
-    w -= size * m / (tl.sqrt_rn(v) / tl.sqrt_rn(tl.load(corrections + 1)) + eps)
+    size = tl.load(factors + 2) / tl.load(factors)
+    w -= size * m / (tl.sqrt_rn(v) / tl.sqrt_rn(tl.load(factors + 1)) + eps)
     w /= tl.maximum(tl.sqrt_rn(tl.sum(w * w)), 1e-12)
     tl.store(weight + place, w, mask=there)

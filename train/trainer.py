@@ -266,10 +266,17 @@ def train(run: Run) -> None:
 
 def train_step(run: Run, step: int) -> None:
     """Batch number `step` to every learner that is there; one that breaks ends alone."""
+    stepping = [learner for learner in run.active if learner.step == step]
+    try:
+        queue_steps(run, stepping, step)
+    finally:
+        for learner in stepping:
+            learner.join()
+
+
+def queue_steps(run: Run, stepping: list[Learner], step: int) -> None:
     by_window: dict[int, Batch] = {}
-    for learner in run.active:
-        if learner.step != step:
-            continue
+    for learner in stepping:
         window = learner.sae.window
         with alone(run, learner.config, f"at step {step}"):
             if learner.at_landmark():
@@ -279,7 +286,7 @@ def train_step(run: Run, step: int) -> None:
                 batch = run.rows(step, window, reuse=True)
                 by_window[window] = batch.with_x(batch.x.float())
             with timed(learner), run.sharing():
-                learner.train_step(by_window[window], run.config.batch_size)
+                learner.queue_step(by_window[window], run.config.batch_size)
 
 
 @contextlib.contextmanager
@@ -294,7 +301,7 @@ def log(run: Run, step: int, pace: Pace) -> dict[str, dict[str, Any]]:
     """Write each learner's metrics line, and end those that are beyond hope."""
     lines = {}
     for learner in run.active:
-        if learner.step != step or "steps" not in learner.sums.values:
+        if learner.step != step or not learner.sums.steps:
             continue  # behind, or restored at this very step with its line already written
         metrics = learner.read_metrics()
         clock = Clock(step - 1, run.amount.n_steps, run.config.batch_size)  # the step these metrics end with

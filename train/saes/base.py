@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -228,6 +228,13 @@ class SAE(nn.Module, ABC):
     def dead(self, clock: Clock) -> Bool[Tensor, " L"]:
         """Which latents have been silent for long."""
         return self.tokens_silent >= dead_after(clock.n_steps, clock.batch_tokens)
+
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...] | None:
+        """What a step depends on beside tensors that stay where they are: with the same facts it can be played again.
+
+        None where every step has facts of its own, waits for the device, or looks at documents or positions.
+        """
+        return None
 
     def maybe(self, dead: Bool[Tensor, " L"]) -> Bool[Tensor, " L"] | None:
         """The dead; None where the host knows that there are none."""

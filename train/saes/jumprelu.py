@@ -24,6 +24,7 @@ Anthropic's θ also moves u (all parameters get the kernel's gradient), and deco
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from typing import Any, Literal, final
 
 import torch
@@ -160,6 +161,9 @@ class JumpReLU(SAE):
         """θ starts at a value that depends on the run's length, which is known only now."""
         self.theta.fill_(default_bandwidth(clock.n_steps))
         return {}
+
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...] | None:
+        return None if self.sparse else self.controller.host_facts(clock)  # sparse steps count codes, and wait
 
     def pre_activations(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T L"]:
         return (x @ self.W_enc).float() + self.b_enc

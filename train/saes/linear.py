@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 
 import torch
 from jaxtyping import Bool, Float
@@ -108,6 +108,9 @@ class BatchLinearSAE(LinearSAE):
 
     def keep(self, u: Float[Tensor, "B T L"], n_valid: int, clock: Clock) -> Float[Tensor, "B T L"]:
         return self.sparsity.active(u, 0, n_valid, clock)
+
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...] | None:
+        return self.sparsity.host_facts(clock)
 
     def choice(self, n_valid: int, clock: Clock) -> Choice:
         return functools.partial(keep_batch_top_k, n_kept=self.sparsity.n_kept(0, n_valid, clock))

@@ -16,6 +16,7 @@ its square.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import final
 
 import torch
@@ -83,11 +84,19 @@ class PAnneal(RectifiedSAE):
             self.W_enc.mul_(relu_gain(d_in, config.d_sae))
         self.register_buffer("gain", torch.ones(()))
 
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...] | None:
+        facts, changes = super().host_facts(clock), self.changes(clock)
+        return None if facts is None else (*facts, changes)
+
+    @staticmethod
+    def changes(clock: Clock) -> tuple[int, int]:
+        """Changes of p before or at a step, and before it."""
+        return n_changes(clock.step, clock.n_steps), n_changes(clock.step - 1, clock.n_steps) if clock.step else 0
+
     def size(self, latents: Codes, n_valid: int, clock: Clock) -> Float[Tensor, ""]:
         """γ·⟨Σ f^p⟩ of this step, γ first set anew where p changes."""
         codes = values_of(latents)
-        changes = n_changes(clock.step, clock.n_steps)
-        before = n_changes(clock.step - 1, clock.n_steps) if clock.step else 0
+        changes, before = self.changes(clock)
         now = size(codes, exponent(changes, self.config.p_end), n_valid)
         if changes != before:
             with torch.no_grad():

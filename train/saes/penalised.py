@@ -7,6 +7,7 @@ those alone, and computes all of them otherwise. Both ways agree up to the order
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Hashable
 
 import torch
 from jaxtyping import Bool, Float
@@ -52,6 +53,9 @@ class PenalisedSAE(SAE):
     def __init__(self, config: LedConfig, d_in: int, seed: int = 0) -> None:
         super().__init__(config, d_in, seed)
         self.controller = L0Controller(config.l1, config.target_l0)
+
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...] | None:
+        return None if self.sparse else self.controller.host_facts(clock)  # sparse steps count codes, and wait
 
     def output(
         self,

@@ -26,6 +26,7 @@ from train.saes.kept import Codes, product
 from train.saes.linear import BatchLinearSAE
 from train.saes.parts import reconstruction_loss
 from train.saes.past import lagged
+from train.schedule import Clock
 
 OWN_DRAWS = 1_000_003  # added to the seed: the predictor's numbers are apart from the shared weights'
 
@@ -61,6 +62,9 @@ class Predictor(BatchLinearSAE):
     def as_affine(self) -> AffineForm:
         lost = "what the decoder reads from past codes" if self.config.rank else ""
         return dataclasses.replace(super().as_affine(), lost=lost)
+
+    def host_facts(self, clock: Clock) -> None:
+        """None: each step looks at its documents."""
 
     def from_past(self, latents: Codes, batch: Batch) -> Float[Tensor, "B T D"]:
         """What the past codes say of x."""

@@ -11,7 +11,7 @@ tokens at the end so that L0 = k on average (spec §0.1). With several groups of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -93,6 +93,11 @@ class L0Controller(nn.Module):
         self.weight *= torch.exp(steered + max(1e-3, 10 / clock.n_steps) * (4 * error).clamp(-1, 1))
         self.weight.clamp_(self.first_weight / RANGE, self.first_weight * RANGE)
 
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...]:
+        """What of the clock decides how λ moves."""
+        begun = (clock.step - 1) / clock.n_steps >= PENALTY_WARMUP
+        return ramp(clock, PENALTY_WARMUP), clock.step == 0, clock.progress >= PENALTY_WARMUP, begun
+
     def error(self) -> Float[Tensor, ""]:
         """log(L0/L0*) of the average; 0 without a target."""
         return torch.log(self.l0_average / self.target_l0) if self.target_l0 else torch.zeros_like(self.l0_average)
@@ -172,6 +177,10 @@ class Sparsity(nn.Module):
         kept = batch_top_k(u, min(self.n_kept(group, n_valid, clock), n_entries))
         self.note(kept, group, clock)
         return kept
+
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...]:
+        """What of the clock decides how many are kept, and how θ follows; for `budgets`."""
+        return self.k_at(clock), clock.progress <= AVERAGE_FROM
 
     def n_kept(self, group: int, n_valid: int, clock: Clock) -> int:
         """Codes of a group in a batch, for `budgets`."""

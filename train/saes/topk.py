@@ -10,6 +10,7 @@ Differs from the paper: Adam's eps and the weight average (off) are the project'
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 from typing import final
 
 from jaxtyping import Float
@@ -51,6 +52,9 @@ class TopK(LinearSAE):
         """k of this step."""
         k = round(annealed_k(self.config.k, self.d_in, self.config.k_anneal, clock.progress))
         return min(k, self.d_sae)
+
+    def host_facts(self, clock: Clock) -> tuple[Hashable, ...]:
+        return (self.k_at(clock),)
 
     def keep(self, u: Float[Tensor, "B T L"], n_valid: int, clock: Clock) -> Float[Tensor, "B T L"]:
         return top_k(u, self.k_at(clock))
