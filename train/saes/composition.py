@@ -15,6 +15,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from train.saes.entrywise import products_at
+from train.saes.kept import Kept
+from train.saes.places import Places
+
 LOW, MID, HIGH = range(3)  # order of computing; stored order is high, mid, low, so that prefixes are coarse to fine
 N_PARTS = 4  # a seed and its three strongest neighbours
 OTHER_WEIGHT = 0.01  # of candidates that are no part, against 1/4 of a part
@@ -45,9 +49,24 @@ def dense(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower
     return weights.new_zeros(len(weights), n_lower).scatter(1, candidates, weights)
 
 
-def composed_rows(A: Float[Tensor, "U W"], rows: Float[Tensor, "W D"]) -> Float[Tensor, "U D"]:
+def transposed(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower: int) -> Float[Tensor, "W U"]:
+    """A itself: one row per lower latent."""
+    return weights.new_zeros(n_lower, len(weights)).scatter(0, candidates.t(), weights.t())
+
+
+def kept(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower: int) -> Kept:
+    """A transposed, of which only the candidates are there."""
+    return Kept(weights.flatten(), _rows_of(candidates, n_lower), (1, len(weights), n_lower))
+
+
+def _rows_of(columns: Int[Tensor, "U P"], n_columns: int) -> Places:
+    first = torch.arange(0, columns.numel() + 1, columns.shape[1], device=columns.device)
+    return Places(first, columns.flatten(), n_columns)
+
+
+def composed_rows(A: Float[Tensor, "U W"] | Kept, rows: Float[Tensor, "W D"]) -> Float[Tensor, "U D"]:
     """norm(Σ_i A_ij d_i): unit decoder rows of upper latents."""
-    return unit((A @ rows).float())
+    return unit(A.times(rows)[0] if isinstance(A, Kept) else (A @ rows).float())
 
 
 def nearest_part(
@@ -60,10 +79,26 @@ def nearest_part(
 
     All candidates would cost as much as making the rows; a row that is a copy is one of its heaviest part.
     """
-    heaviest = logits.topk(min(N_PARTS, logits.shape[1]), dim=1).indices
+    parts = heaviest(logits, candidates)
     with torch.autocast(logits.device.type, enabled=False):
-        cosines = torch.einsum("upd,ud->up", lower[candidates.gather(1, heaviest)].float(), upper.float())
+        cosines = torch.einsum("upd,ud->up", lower[parts].float(), upper.float())
     return cosines.amax(1)
+
+
+def nearest_part_kept(
+    logits: Float[Tensor, "U P"],
+    candidates: Int[Tensor, "U P"],
+    lower: Float[Tensor, "W D"],
+    upper: Float[Tensor, "U D"],
+) -> Float[Tensor, " U"]:
+    """The same from sampled products: no row is copied for the parts, and none of their gradients is of its size."""
+    parts = heaviest(logits, candidates)
+    return products_at(upper, lower, _rows_of(parts, len(lower))).view_as(parts).amax(1)
+
+
+def heaviest(logits: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"]) -> Int[Tensor, "U _"]:
+    """The four heaviest parts of each upper latent."""
+    return candidates.gather(1, logits.topk(min(N_PARTS, logits.shape[1]), dim=1).indices)
 
 
 def unit(rows: Float[Tensor, "U D"]) -> Float[Tensor, "U D"]:

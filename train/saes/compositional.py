@@ -13,24 +13,26 @@ gain per level is fitted on a batch (levels that are sums of one another oversho
 
 from __future__ import annotations
 
-from typing import Any, Literal, final
+from collections.abc import Callable
+from typing import Any, TypeVar, final
 
 import torch
-from jaxtyping import Float
-from pydantic import Field, model_validator
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from common.config import Count
 from train.data.batch import Batch
 from train.saes import composition
 from train.saes import compositional_phases as phases
 from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.base import SAE, Batches, Output
 from train.saes.composition import HIGH, LOW, MID
+from train.saes.compositional_config import CompositionalConfig
 from train.saes.compositional_losses import part_figures, structure_losses
+from train.saes.compositional_step import kept_pass, steps_with_kept
+from train.saes.kept import Codes, Kept
 from train.saes.parts import count_silence_, masked, pre_activations, reconstruction_loss
-from train.saes.sparsity import Mode, Sparsity
+from train.saes.sparsity import Sparsity
 from train.schedule import Clock
 
 OWN_RATE = 10.0  # times the learning rate, for the logits: at 1 A changes by 5 % in 810 steps and learns nothing
@@ -38,61 +40,7 @@ START_COUPLING = 0.1
 WARMUP_SHARE, WARMUP_STEPS = 0.05, 500  # of the learning rate after the clustering
 
 
-class CompositionalConfig(KeptConfig):
-    """Settings of `compositional`."""
-
-    sparsity: Mode = Field("budgets", description="How levels share k: own budgets, one joint BatchTopK, or L1.")
-    level_weights: tuple[float, float, float] = Field(
-        (0.5, 1.0, 2.0), description="Price of an active latent of the low, mid, high level; budgets are ∝ 1 / price."
-    )
-    l1: float = Field(0.03, gt=0, description="λ at the start, in l1 mode; a controller leads it to L0 = k.")
-    level_floor: float = Field(
-        0.0, ge=0, lt=1, description="Least L0 of a level in joint and l1, in budgets: below it a level gets cheaper."
-    )
-    nesting: tuple[float, float, float] = Field(
-        (0.25, 0.5, 1.0),
-        description="ω of {high}, {high, mid}, all, before they sum to 1; 0, 0, 1: no nesting.",
-    )
-    hierarchy: Literal["learned", "fixed_cluster", "fixed_random", "reassign"] = Field(
-        "learned", description="Where A comes from: clustered then trained; clustered; random; candidates found anew."
-    )
-    clustering: Literal["seeds", "partition"] = Field(
-        "seeds", description="How parts are found: seeds that share neighbours, or a spectral partition (an ablation)."
-    )
-    encoder: Literal["both", "comp_only", "no_comp"] = Field(
-        "both",
-        description="What upper levels see: x and lower codes; `comp_only`: not x; `no_comp`: only x (c = 0).",
-    )
-    decoder: Literal["composed", "residual", "free"] = Field(
-        "composed", description="Upper rows: sums of lower ones, sums plus a penalised residual, or free."
-    )
-    detach_lower: bool = Field(False, description="No gradient from upper latents into lower codes.")
-    pretrain: float = Field(0.1, ge=0, lt=0.5, description="Share of the run before the clustering; 0: random parts.")
-    candidates: Count = Field(32, gt=0, description="Lower latents that may be parts of an upper one, the strongest.")
-    random_parts: Count = Field(
-        10, gt=0, description="Parts in fixed_random: as many as learned ones have in the end (effective number)."
-    )
-    agreement: float = Field(0.0, ge=0, description="λ_a: upper codes follow their parts' codes and the reverse.")
-    agree_on: Literal["codes", "values"] = Field(
-        "codes", description="What stands for the parts: their codes, or rectified values before the top-k."
-    )
-    living_parts: bool = Field(
-        False, description="A lower latent that is dead weighs no more than a mere candidate, until it fires again."
-    )
-    copies: float = Field(
-        1.0, ge=0, description="λ_c on the share of an upper row's square that one part makes, beyond copy_limit."
-    )
-    copy_limit: float = Field(0.75, ge=0, lt=1, description="cos² of an upper row and its nearest part that is free.")
-    group: float = Field(0.0, ge=0, description="λ_Ω of the tree-group norm; 0.002 is 5 % of the loss, gain unproven.")
-    residual_penalty: float = Field(1.0, ge=0, description="λ_r on ‖r_j‖² in decoder = residual; 0.01 is too weak.")
-
-    @model_validator(mode="after")
-    def _has_levels(self) -> CompositionalConfig:
-        if min(self.level_weights) <= 0 or min(self.nesting) < 0 or self.nesting[2] <= 0:
-            raise ValueError("level_weights and the last of nesting must be above 0, the others of nesting not below")
-        if self.d_sae < 8:
-            raise ValueError(f"d_sae = {self.d_sae}: three levels need at least 8 latents")
-        return self
+Form = TypeVar("Form")
 
 
 @final
@@ -155,11 +103,13 @@ class Compositional(SAE):
 
     def compositions(self) -> tuple[Float[Tensor, "M W"], Float[Tensor, "H M"]]:
         """A of mid over low and of high over mid, one row per upper latent, 0 where there is no candidate."""
+        return self.composed_of(composition.dense)
+
+    def composed_of(self, form: Callable[[Tensor, Tensor, int], Form]) -> tuple[Form, Form]:
+        """The same in another form, made of weights, candidates and the number of lower latents."""
         low, mid, _ = self.sizes
-        return (
-            composition.dense(softplus(self.logits_mid), self.candidates_mid, low),
-            composition.dense(softplus(self.logits_high), self.candidates_high, mid),
-        )
+        first = form(softplus(self.logits_mid), self.candidates_mid, low)
+        return first, form(softplus(self.logits_high), self.candidates_high, mid)
 
     def hierarchy(self) -> tuple[tuple[nn.Parameter, Tensor, int], tuple[nn.Parameter, Tensor, int]]:
         """Logits and candidates of mid and of high, with their levels."""
@@ -170,7 +120,10 @@ class Compositional(SAE):
         if self.config.decoder == "free":
             return self.W_dec
         levels: list[Tensor] = [self.W_low]
-        for level, A in enumerate(compositions or self.compositions(), start=1):
+        found: tuple[Tensor | Kept, ...] | None = compositions
+        if found is None:
+            found = self.composed_of(composition.kept) if self.sparse else self.compositions()
+        for level, A in enumerate(found, start=1):
             made = composition.composed_rows(A, levels[-1])
             levels.append(
                 composition.unit(made + self.residual[self.places[level]])
@@ -238,28 +191,43 @@ class Compositional(SAE):
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         if clock.step < self.joint_from(clock.n_steps):
             return phases.flat_pass(self, batch, clock)
+        if self.sparse and steps_with_kept(self.config):
+            return kept_pass(self, batch, clock)
         compositions = self.compositions()
         W_dec = self.rows(compositions)
         u, f = self.levels(batch, compositions, clock)
         latents = torch.cat(f[::-1], dim=-1)
-        reconstruction, losses, written = self.b_dec.expand_as(batch.x), [], 0
-        for weight, level in zip(self.omega, (HIGH, MID, LOW), strict=True):
-            if weight:  # levels without a loss of their own are written with the next one
-                more = slice(written, self.places[level].stop)
-                reconstruction = self.written(latents[..., more], W_dec[more]) + reconstruction
-                loss = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
-                losses.append(weight * loss)
-                written = self.places[level].stop
+        loss, reconstruction = self.nested(batch, latents, W_dec)
         dead = self.dead(clock)
         aux = self.aux_k(batch.x - reconstruction, torch.cat(u[::-1], -1), dead, batch.valid, W_dec)
-        parts = {"reconstruction": torch.stack(losses).sum(), "aux": self.config.aux_alpha * aux}
+        parts = {"reconstruction": loss, "aux": self.config.aux_alpha * aux}
         parts |= self.sparsity.penalty(f, batch.n_valid, clock)
         parts |= structure_losses(self, u, f, compositions, W_dec, batch.n_valid, clock)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
-        names = ("low", "mid", "high")
-        extra = {f"dead_{name}": dead[place].float().mean() for name, place in zip(names, self.places, strict=True)}
+        return Output(parts, latents, reconstruction, self.figures(dead))
+
+    def nested(self, batch: Batch, latents: Codes, W_dec: Float[Tensor, "L D"]) -> tuple[Tensor, Tensor]:
+        """The loss of all nested reconstructions, and the last of them."""
+        # levels without a loss of their own are written with the next one
+        weights = [weight for weight in self.omega if weight]
+        ends = [self.places[level].stop for weight, level in zip(self.omega, (HIGH, MID, LOW), strict=True) if weight]
+        blocks = [slice(start, end) for start, end in zip([0, *ends], ends, strict=False)]
+        if isinstance(latents, Kept):
+            each = list(latents.times_by_block(W_dec, [block.stop - block.start for block in blocks]).unbind(2))
+        else:
+            each = [self.written(latents[..., block], W_dec[block]) for block in blocks]
+        reconstruction, losses = self.b_dec.expand_as(batch.x), []
+        for weight, more in zip(weights, each, strict=True):
+            reconstruction = more + reconstruction
+            losses.append(weight * reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid))
+        return torch.stack(losses).sum(), reconstruction
+
+    def figures(self, dead: Bool[Tensor, " L"]) -> dict[str, Tensor]:
+        """What of a step is worth logging."""
+        each = zip(("low", "mid", "high"), self.places, strict=True)
+        extra = {f"dead_{name}": dead[place].float().mean() for name, place in each}
         extra |= {"dead": dead.float().mean(), "coupling": self.coupling.detach().mean()}
-        return Output(parts, latents, reconstruction, extra | self.sparsity.logged())
+        return extra | self.sparsity.logged()
 
     # ---- the middle of the run ----------------------------------------------------------------------------------
 

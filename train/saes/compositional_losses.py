@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,11 +12,15 @@ from torch.nn.functional import softplus
 
 from train.saes import composition
 from train.saes.composition import HIGH, MID
+from train.saes.compositional_config import CompositionalConfig
 from train.saes.consistency import l2_loss
 from train.schedule import Clock
 
 if TYPE_CHECKING:  # which imports this module
     from train.saes.compositional import Compositional
+
+NearestPart = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`composition.nearest_part`, or what gives the same."""
 
 GROUP_RAMP = 0.2  # of the joint phase, over which Ω rises
 COPY = 0.95  # cosine of an upper row and one of its parts above which it is a copy
@@ -37,14 +42,24 @@ def structure_losses(
         source = f if config.agree_on == "codes" else u
         pairs = zip((MID, HIGH), compositions, strict=True)
         losses = [l2_loss(f[level], (source[level - 1] @ A.T).float()) for level, A in pairs]
-        start, full = AGREEMENT_RAMP
-        weight = config.agreement * min(max((clock.progress - start) / (full - start), 0.0), 1.0)
-        parts["agreement"] = weight * torch.stack(losses).sum()
+        parts["agreement"] = agreement_weight(config, clock) * torch.stack(losses).sum()
     if config.group:
         parts["group"] = config.group * group_loss(sae, f, n_valid, clock)
+    return parts | row_losses(sae, W_dec, composition.nearest_part)
+
+
+def agreement_weight(config: CompositionalConfig, clock: Clock) -> float:
+    """λ_a as it stands."""
+    start, full = AGREEMENT_RAMP
+    return config.agreement * min(max((clock.progress - start) / (full - start), 0.0), 1.0)
+
+
+def row_losses(sae: Compositional, W_dec: Float[Tensor, "L D"], nearest: NearestPart) -> dict[str, Float[Tensor, ""]]:
+    """The weighted parts that look at decoder rows alone."""
+    config, parts = sae.config, {}
     if config.copies:
-        nearest = [cosines.clamp_min(0) for cosines in nearest_parts(sae, W_dec)]
-        losses = [(cosines.square() - config.copy_limit).clamp_min(0).mean() for cosines in nearest]
+        cosines = [each.clamp_min(0) for each in nearest_parts(sae, W_dec, nearest)]
+        losses = [(each.square() - config.copy_limit).clamp_min(0).mean() for each in cosines]
         parts["copies"] = config.copies * torch.stack(losses).sum()
     if config.decoder == "residual":
         parts["residual"] = config.residual_penalty * sae.residual.square().sum(-1).mean()
@@ -62,10 +77,12 @@ def group_loss(sae: Compositional, f: list[Tensor], n_valid: int, clock: Clock) 
     return ramp * torch.stack(losses).sum()
 
 
-def nearest_parts(sae: Compositional, rows: Float[Tensor, "L D"]) -> list[Float[Tensor, " U"]]:
+def nearest_parts(
+    sae: Compositional, rows: Float[Tensor, "L D"], nearest: NearestPart = composition.nearest_part
+) -> list[Float[Tensor, " U"]]:
     """Of mid and of high: the largest cosine of each row with a part of its own."""
     return [
-        composition.nearest_part(logits, candidates, rows[sae.places[level - 1]], rows[sae.places[level]])
+        nearest(logits, candidates, rows[sae.places[level - 1]], rows[sae.places[level]])
         for logits, candidates, level in sae.hierarchy()
     ]
 

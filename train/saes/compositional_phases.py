@@ -6,6 +6,7 @@ levels that start from them, and one gain per level; in `reassign`, candidates a
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +17,10 @@ from train.data.batch import Batch
 from train.saes import composition, spectral
 from train.saes.base import Batches, Output
 from train.saes.composition import HIGH, LOW, MID, CoActivity, Hierarchy
+from train.saes.compositional_config import CompositionalConfig
+from train.saes.grouped import aux_k_kept, only_some
+from train.saes.kept import Codes, Kept, encode_kept, product
+from train.saes.linear import AuxK
 from train.saes.parts import (
     aux_k_loss,
     batch_top_k,
@@ -26,10 +31,11 @@ from train.saes.parts import (
     smallest_kept,
     update_average_,
 )
+from train.saes.places import keep_batch_top_k
 from train.schedule import Clock, averaging
 
 if TYPE_CHECKING:  # which imports this module
-    from train.saes.compositional import Compositional, CompositionalConfig
+    from train.saes.compositional import Compositional
 
 REASSIGN_STEPS = 5000  # or half of a shorter run
 REASSIGN_UNTIL = 0.8
@@ -49,18 +55,36 @@ def flat_pass(sae: Compositional, batch: Batch, clock: Clock) -> Output:
     """The low level alone, with all of k."""
     place = sae.places[LOW]
     rows = sae.W_dec[place] if sae.config.decoder == "free" else sae.W_low
-    u, f = flat(sae, batch, clock)
-    update_average_(sae.sparsity.threshold[LOW], smallest_kept(f), averaging(clock.n_steps), clock.step == 0)
-    reconstruction = sae.written(f, rows) + sae.b_dec
     dead = sae.dead(clock)[place]
-    aux = aux_k_loss(batch.x - reconstruction, u, dead, rows, batch.valid)
+    f, aux_k = (_flat_kept if sae.sparse else _flat_whole)(sae, batch, dead, rows, clock)
+    smallest = smallest_kept(f.values if isinstance(f, Kept) else f)
+    update_average_(sae.sparsity.threshold[LOW], smallest, averaging(clock.n_steps), clock.step == 0)
+    reconstruction = product(f, rows) + sae.b_dec
     count_silence_(sae.tokens_silent[place], f, batch.n_valid)
     parts = {
         "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
-        "aux": sae.config.aux_alpha * aux,
+        "aux": sae.config.aux_alpha * aux_k(batch.x - reconstruction),
     }
-    latents = torch.cat([f.new_zeros(*f.shape[:2], sae.n_upper), f], dim=-1)
-    return Output(parts, latents, reconstruction, {"dead": dead.float().mean()})
+    return Output(parts, _of_all_levels(sae, f), reconstruction, {"dead": dead.float().mean()})
+
+
+def _flat_whole(sae: Compositional, batch: Batch, dead: Tensor, rows: Tensor, clock: Clock) -> tuple[Tensor, AuxK]:
+    u, f = flat(sae, batch, clock)
+    return f, lambda residual: aux_k_loss(residual, u, dead, rows, batch.valid)
+
+
+def _flat_kept(sae: Compositional, batch: Batch, dead: Tensor, rows: Tensor, clock: Clock) -> tuple[Kept, AuxK]:
+    place, n_kept = sae.places[LOW], round(sae.sparsity.k_at(clock) * batch.n_valid)
+    weights = (sae.W_enc[:, place], sae.b_enc[place], sae.b_dec)
+    choice = functools.partial(keep_batch_top_k, n_kept=n_kept)
+    f, of_dead = encode_kept(batch.x, *weights, only_some(batch), choice, sae.maybe(dead))
+    return f, lambda residual: aux_k_kept(residual, of_dead, dead, rows, batch.valid)
+
+
+def _of_all_levels(sae: Compositional, low: Codes) -> Codes:
+    if isinstance(low, Kept):
+        return Kept(low.values, low.places.among(sae.n_upper, sae.d_sae), (*low.shape[:2], sae.d_sae))
+    return torch.cat([low.new_zeros(*low.shape[:2], sae.n_upper), low], dim=-1)
 
 
 def flat(sae: Compositional, batch: Batch, clock: Clock) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from train.saes.forest import MID, TOP, Levels
+from train.saes.tree_config import TreeConfig
 from train.schedule import Clock
 
 if TYPE_CHECKING:  # which imports this module
-    from train.saes.tree import Tree, TreeConfig
+    from train.saes.tree import Tree
 
 RISES = (0.2, 0.4)  # shares of the run between which the losses come to their weight
 BACK = 0.25  # weight of the gradient that moves the aggregate

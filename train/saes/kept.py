@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from train.saes.entrywise import of_rows, row_sums, times
 from train.saes.places import Choice, Entries, Places, keep_top_k_of, places_of, side_by_side
 
 FEW = 1 / 16  # share of codes up to which sparse products are the faster ones
@@ -34,48 +35,6 @@ def sparse_pays(device: torch.device, share: float) -> bool:
     On a CPU with MKL. On a GPU, where dense products run hundreds of times as fast, nothing was (docs/performance.md).
     """
     return share <= MOST and device.type == "cpu" and torch.backends.mkl.is_available()
-
-
-class _Times(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, dense: Tensor, places: Places) -> Tensor:
-        ctx.save_for_backward(values, dense)
-        ctx.places = places
-        with torch.autocast(values.device.type, enabled=False):  # sparse operators know float32 alone
-            return places.times(values, dense)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        values, dense = ctx.saved_tensors
-        gradient, (of_values, of_dense, _) = gradients[0].contiguous(), ctx.needs_input_grad
-        return (
-            ctx.places.sampled(gradient, dense) if of_values else None,
-            ctx.places.entries.transposed_times(values, gradient) if of_dense else None,
-            None,
-        )
-
-
-class _RowSums(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, places: Places) -> Tensor:
-        ctx.places = places
-        with torch.autocast(values.device.type, enabled=False):
-            return places.row_sums(values)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.places.row], None
-
-
-class _OfRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, of_rows: Tensor, places: Places) -> Tensor:
-        ctx.places = places
-        return of_rows[places.row]
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.places.row_sums(gradients[0]), None  # autograd's own adds in any order
 
 
 @dataclass(frozen=True)
@@ -107,10 +66,13 @@ class Kept:
         shape = (*groups[0].shape[:2], places.n_columns)
         return cls(values.new_zeros(len(values)).scatter(0, number, values), places, shape)
 
+    def detach(self) -> Kept:
+        """The same without gradients."""
+        return Kept(self.values.detach(), self.places, self.shape)
+
     def times(self, dense: Float[Tensor, "L D"]) -> Float[Tensor, "B T D"]:
         """codes @ dense, in float32."""
-        product: Tensor = _Times.apply(self.values, dense, self.places)  # type: ignore[no-untyped-call]
-        return product.view(*self.shape[:2], -1)
+        return times(self.values, dense, self.places).view(*self.shape[:2], -1)
 
     def times_by_block(self, dense: Float[Tensor, "L D"], blocks: list[int]) -> Float[Tensor, "B T P D"]:
         """codes[..., block] @ dense[block] for every block of neighbouring latents, of these sizes, in float32.
@@ -124,8 +86,7 @@ class Kept:
         rows = torch.arange(self.places.n_rows * len(blocks) + 1, device=column.device)
         first = torch.searchsorted(row * len(blocks) + block, rows)
         places = Places(first, column, self.places.n_columns)
-        product: Tensor = _Times.apply(self.values, dense, places)  # type: ignore[no-untyped-call]
-        return product.view(*self.shape[:2], len(blocks), -1)
+        return times(self.values, dense, places).view(*self.shape[:2], len(blocks), -1)
 
     def at(self, places: Places) -> Float[Tensor, " A"]:
         """The codes at other places, each named once; 0 where nothing is kept."""
@@ -134,13 +95,11 @@ class Kept:
 
     def sums(self) -> Float[Tensor, " N"]:
         """The sum of each token's codes."""
-        sums: Tensor = _RowSums.apply(self.values, self.places)  # type: ignore[no-untyped-call]
-        return sums
+        return row_sums(self.values, self.places)
 
     def spread(self, of_tokens: Float[Tensor, " N"]) -> Float[Tensor, " K"]:
         """A value per token, at each of its kept codes."""
-        values: Tensor = _OfRows.apply(of_tokens, self.places)  # type: ignore[no-untyped-call]
-        return values
+        return of_rows(of_tokens, self.places)
 
     def fired(self) -> Int[Tensor, " L"]:
         """On how many tokens each latent is above 0."""
@@ -220,6 +179,11 @@ def taken(
     return values
 
 
+def with_gradients_of(values: Float[Tensor, " K"], part: Float[Tensor, " K"]) -> Float[Tensor, " K"]:
+    """Values that have `part` in them already, with its gradients beside their own."""
+    return values + (part - part.detach())
+
+
 class _At(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vector: Tensor, places: Places) -> Tensor:
@@ -275,13 +239,29 @@ def encode_kept(
         among: latents that all of the dead are among, where the host knows some.
     """
     centred, u = all_of(x, W_enc, b_enc, b_dec, valid)
-    with torch.no_grad():
-        places = [choose(u)]
-        if dead is not None:
-            places.append(keep_top_k_of(u, dead, x.shape[-1] // 2, among))
-    parts = list(taken(u, centred, W_enc, b_enc, b_dec, places).relu().split([len(each.column) for each in places]))
-    if dead is not None:
+    places = largest_of(u, choose, x.shape[-1], dead, among)
+    values = taken(u, centred, W_enc, b_enc, b_dec, places)
+    return codes_at(values, places, (x.shape[0], x.shape[1], W_enc.shape[1]), dead)
+
+
+@torch.no_grad()
+def largest_of(
+    u: Float[Tensor, "N L"],
+    choose: Choice,
+    d_in: int,
+    dead: Bool[Tensor, " L"] | None,
+    among: Int[Tensor, " C"] | None,
+) -> list[Places]:
+    """Places of the codes of a step, and of the d_in / 2 largest of each token's dead latents, where some may be."""
+    return [choose(u)] if dead is None else [choose(u), keep_top_k_of(u, dead, d_in // 2, among)]
+
+
+def codes_at(
+    u: Float[Tensor, " K"], places: Sequence[Places], shape: tuple[int, int, int], dead: Bool[Tensor, " L"] | None
+) -> tuple[Kept, Kept | None]:
+    """The codes of a step, and those for AuxK, from their pre-activations one after the other."""
+    parts = list(u.relu().split([len(each.column) for each in places]))
+    if dead is not None:  # on a GPU some of these places may be of others
         parts[1] = parts[1] * dead[places[1].column]
-    shape = (x.shape[0], x.shape[1], W_enc.shape[1])
     kept = [Kept(part, each, shape) for part, each in zip(parts, places, strict=True)]
     return kept[0], kept[1] if dead is not None else None

@@ -19,14 +19,16 @@ from torch.nn.functional import softplus
 from train.data.batch import Batch
 from train.saes.base import Output
 from train.saes.consistency import Pair, agreement, coverage_loss, divergence, l2_loss, n_linked, shortfall
-from train.saes.kept import Kept, all_of, at, taken
+from train.saes.grouped import aux_k_kept, only_some
+from train.saes.kept import Kept, all_of, at, taken, with_gradients_of
 from train.saes.kept_forest import Aggregate, Gathered, HandedDown
-from train.saes.parts import count_silence_, share_of_spread
+from train.saes.parts import count_silence_
 from train.saes.places import Places, keep_batch_top_k, keep_top_k_of
+from train.saes.tree_config import TreeConfig
 from train.schedule import Clock
 
 if TYPE_CHECKING:  # which imports this module
-    from train.saes.tree import Tree, TreeConfig
+    from train.saes.tree import Tree
 
 
 def steps_with_kept(config: TreeConfig) -> bool:
@@ -40,9 +42,7 @@ def kept_pass(sae: Tree, batch: Batch, clock: Clock) -> Output:
     chosen = choose(sae, batch, sae.maybe(dead), clock)
     levels = encoded(sae, chosen, dead, (batch.x.shape[0], batch.x.shape[1]))
     loss, reconstruction = sae.nested(batch, levels.latents, rows)
-    aux = loss.new_zeros(())
-    if levels.of_dead is not None:
-        aux = dead.any() * share_of_spread(batch.x - reconstruction, levels.of_dead.times(rows), batch.valid)
+    aux = aux_k_kept(batch.x - reconstruction, levels.of_dead, dead, rows, batch.valid)
     count_silence_(sae.tokens_silent, levels.latents, batch.n_valid)
     parts = {"reconstruction": loss, "aux": sae.config.aux_alpha * aux} | agreement(sae.config, levels.pairs, clock)
     return Output(parts, levels.latents, reconstruction, {"dead": dead.float().mean()} | sae.sparsity.logged())
@@ -88,8 +88,7 @@ class Chosen:
 @torch.no_grad()
 def choose(sae: Tree, batch: Batch, dead: Bool[Tensor, " L"] | None, clock: Clock) -> Chosen:
     """Level by level, the largest of each; thresholds take note of them."""
-    valid = None if batch.n_valid == batch.valid.numel() else batch.valid
-    chosen = Chosen(*all_of(batch.x, sae.direct_encoder(), sae.b_enc, sae.b_dec, valid))
+    chosen = Chosen(*all_of(batch.x, sae.direct_encoder(), sae.b_enc, sae.b_dec, only_some(batch)))
     codes = chosen.u.new_zeros(0)
     for place, level in enumerate(sae.order):
         u = chosen.u[:, sae.forest.spans[level]]
@@ -251,5 +250,4 @@ def through_aggregate(u: Tensor, kappa: Tensor | None, places: Places, aggregate
     """u at these places, which κ a is part of, with the gradients of κ a."""
     if kappa is None:
         return u
-    added = at(softplus(kappa), places) * aggregate
-    return u + (added - added.detach())
+    return with_gradients_of(u, at(softplus(kappa), places) * aggregate)

@@ -26,13 +26,16 @@ class Stepped:
 
 
 def unlike(sae: SAE) -> None:
-    """Vectors of which no two entries are alike; biases below 0, so that no two codes tie where a level sees no x."""
+    """Vectors and matrices of 0 get entries of which no two are alike.
+
+    Biases are below 0, so that no two codes tie where a level sees no x.
+    """
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            if parameter.dim() == 1:
-                noise = 0.1 * torch.randn(parameter.shape, generator=generator).abs()
-                parameter += -noise if name == "b_enc" else noise
+            if parameter.dim() == 1 or not parameter.any():
+                noise = torch.randn(parameter.shape, generator=generator).abs()
+                parameter += noise * (-0.01 if name == "b_enc" else 0.1)
 
 
 def stepped(

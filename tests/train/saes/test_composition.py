@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 from tests.train.saes.levelled import randn
 from train.saes import composition
 from train.saes.composition import CoActivity
+from train.saes.compositional_losses import NearestPart
 
 
 def test_dense_weights_stand_at_their_candidates() -> None:
@@ -90,14 +91,15 @@ def test_a_cluster_with_too_many_members_keeps_the_nearest() -> None:
     assert member[0].tolist() == [0.25] * 4
 
 
-def test_the_nearest_part_is_one_of_the_four_heaviest() -> None:
+@pytest.mark.parametrize("nearest", [composition.nearest_part, composition.nearest_part_kept])
+def test_the_nearest_part_is_one_of_the_four_heaviest(nearest: NearestPart) -> None:
     lower = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8], [0.0, -1.0], [-1.0, 0.0], [0.8, 0.6]])
     upper = torch.tensor([[0.6, 0.8], [0.6, 0.8]])
     candidates = torch.tensor([[0, 1, 3, 4, 2], [0, 2, 3, 4, 1]])
     logits = torch.tensor([[1.0, 0.5, 0.0, 0.0, -9.0], [1.0, 0.5, 0.0, 0.0, -9.0]])
     # the first has 2, which it equals, for a candidate that weighs nothing
-    assert composition.nearest_part(logits, candidates, lower, upper).tolist() == pytest.approx([0.8, 1.0])
-    one = composition.nearest_part(logits[:, :1], candidates[:, :1], lower, upper)
+    assert nearest(logits, candidates, lower, upper).tolist() == pytest.approx([0.8, 1.0])
+    one = nearest(logits[:, :1], candidates[:, :1], lower, upper)
     assert one.tolist() == pytest.approx([0.6, 0.6])
 
 
