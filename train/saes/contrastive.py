@@ -30,7 +30,8 @@ from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output
 from train.saes.contrast import density_excess
-from train.saes.grouped import aux_k_kept, choose_by_group, note_by_group, only_some, part_of
+from train.saes.grouped import aux_k_kept, choose_by_group, chooses_places, note_by_group, only_some, part_of
+from train.saes.idle import refuse_idle
 from train.saes.kept import Codes, Kept, encode_kept, product
 from train.saes.parts import (
     count_silence_,
@@ -74,6 +75,12 @@ class ContrastiveConfig(ContrastConfig):
             raise ValueError(f"k_high = {self.k_high} leaves nothing of k = {self.k} for the low group")
         if not 0 < self.n_high < self.d_sae:
             raise ValueError(f"high_share = {self.high_share} of d_sae = {self.d_sae} leaves an empty group")
+        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
+        refuse_idle(self, self.sparsity == "l1", "sparsity = l1", "k_anneal")
+        refuse_idle(self, self.sparsity != "budgets", f"sparsity = {self.sparsity}", "k_high")
+        refuse_idle(self, self.density_penalty == 0, "density_penalty = 0", "density_cap")
+        refuse_idle(self, self.lambda_c == 0, "lambda_c = 0", "key_momentum")
+        refuse_idle(self, self.loss == "difference", "loss = difference", "tau", "same_document", "scale_free")
         return self
 
     @property
@@ -174,8 +181,8 @@ class Contrastive(SAE):
 
     @property
     def keeps_few(self) -> bool:
-        """Whether a step does with the kept codes alone from selection on: with budgets, and no head on all of u."""
-        return self.sparse and self.config.sparsity == "budgets" and self.config.head == "none"
+        """Whether a step does with the kept codes alone from selection on: a head would need all of u."""
+        return self.sparse and chooses_places(self.sparsity) and self.config.head == "none"
 
     def coded_plain(self, batch: Batch, b_dec: Tensor, dead: Bool[Tensor, " L"], clock: Clock) -> Coded:
         u = masked(self.pre_activations(batch.x, b_dec), batch.valid, batch.n_valid)

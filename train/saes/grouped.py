@@ -6,22 +6,37 @@ largest of its own; gradients then go from the kept entries to whatever u was ma
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from train.data.batch import Batch
-from train.saes.kept import Kept
+from train.saes.kept import Codes, Kept
 from train.saes.parts import share_of_spread
-from train.saes.places import Choice, Places, keep_batch_top_k, side_by_side
+from train.saes.places import Choice, Entries, Places, keep_batch_top_k, side_by_side
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
 
 
+def one_budget(sparsity: Sparsity) -> bool:
+    """Whether all groups compete for one budget, at the same price."""
+    return sparsity.mode == "joint" and sparsity.floor is None and set(sparsity.weights) == {1.0}
+
+
+def chooses_places(sparsity: Sparsity) -> bool:
+    """Whether the codes of a step can be chosen without their gradients: with budgets, or one."""
+    return sparsity.mode == "budgets" or one_budget(sparsity)
+
+
 def choose_by_group(sparsity: Sparsity, n_valid: int, clock: Clock) -> Choice:
-    """The largest of each group, as many as its budget has: places of what `Sparsity.active` keeps."""
+    """Places of what `Sparsity` keeps: the largest of each group, as many as its budget has, or of all together."""
 
     def choose(u: Float[Tensor, "N L"]) -> Places:
+        if one_budget(sparsity):
+            return keep_batch_top_k(u, round(sparsity.k_at(clock) * n_valid))
         groups = enumerate(u.split(sparsity.sizes, dim=-1))
         kept = [keep_batch_top_k(part, sparsity.n_kept(group, n_valid, clock)) for group, part in groups]
         return side_by_side(kept)[0]
@@ -32,10 +47,41 @@ def choose_by_group(sparsity: Sparsity, n_valid: int, clock: Clock) -> Choice:
 def note_by_group(sparsity: Sparsity, latents: Kept, clock: Clock) -> None:
     """Let the thresholds follow the codes of a step."""
     values, column, start = latents.values.detach(), latents.places.column, 0
+    if one_budget(sparsity):
+        sparsity.note(values, None, clock)
+        return
     for group, size in enumerate(sparsity.sizes):
         inside = (column >= start) & (column < start + size)
         sparsity.note(torch.where(inside, values, 0.0), group, clock)
         start += size
+
+
+class _Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, left: Tensor, right: Tensor, places: Sequence[Places]) -> Tensor:
+        ctx.save_for_backward(left, right)
+        ctx.places = places
+        return u
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (left, right), (gradient,) = ctx.saved_tensors, gradients
+        of_u, of_left, of_right, _ = ctx.needs_input_grad
+        d_left = d_right = None
+        if of_left:
+            parts = zip(ctx.places, gradient.split([len(each.column) for each in ctx.places]), strict=True)
+            d_left = torch.stack([each.times(part, right.t().contiguous()) for each, part in parts]).sum(0)
+        if of_right:
+            d_right = Entries.of(ctx.places).transposed_times(gradient, left).t()
+        return gradient if of_u else None, d_left, d_right, None
+
+
+def through(
+    u: Float[Tensor, " K"], left: Float[Tensor, "R D"], right: Float[Tensor, "D C"], places: Sequence[Places]
+) -> Float[Tensor, " K"]:
+    """u at some places of [R, C], with the gradients of left @ right, which is a part of it, from there alone."""
+    values: Tensor = _Through.apply(u, left, right, places)  # type: ignore[no-untyped-call]
+    return values
 
 
 def part_of(latents: Kept, place: slice) -> Kept:
@@ -47,6 +93,11 @@ def part_of(latents: Kept, place: slice) -> Kept:
     chosen = inside.nonzero().squeeze(-1)
     places = Places(before[latents.places.first], column[chosen] - start, stop - start)
     return Kept(latents.values.gather(0, chosen), places, (*latents.shape[:2], stop - start))
+
+
+def columns_of(codes: Codes, place: slice) -> Codes:
+    """The same of codes of either form."""
+    return part_of(codes, place) if isinstance(codes, Kept) else codes[..., place]
 
 
 def only_some(batch: Batch) -> Bool[Tensor, "B T"] | None:

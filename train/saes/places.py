@@ -202,7 +202,7 @@ def keep_batch_top_k(u: Float[Tensor, "N L"], n_kept: int) -> Places:
 
 def _above(u: Float[Tensor, "N L"], least: Float[Tensor, ""]) -> Int[Tensor, " K"]:
     """Indices into the flattened u of what is above a value; NaN is, so that the loss shows it."""
-    return (~(u <= least)).flatten().nonzero().squeeze(-1)
+    return (u <= least).logical_not_().flatten().nonzero().squeeze(-1)
 
 
 def places_of(flat: Int[Tensor, " K"], u: Float[Tensor, "N L"]) -> Places:

@@ -18,20 +18,24 @@ know how far back each lies:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.base import SAE, Batches, Output
+from train.saes.grouped import columns_of
+from train.saes.kept import Codes, product
 from train.saes.parts import count_silence_, generator_of, masked, pre_activations, reconstruction_loss
-from train.saes.past import RESTART, feature_map, lagged, masked_attention, prefix_attention, softmax_attention
+from train.saes.past import feature_map, lagged, masked_attention, prefix_attention, softmax_attention
 from train.saes.positions import BUCKETS, hard_concrete, one_of_buckets, open_probability, prune_rows
+from train.saes.relational_config import RelationalConfig
+from train.saes.relational_step import coded_plain, coded_sparse
+from train.saes.relational_terms import Terms
 from train.saes.sparsity import Sparsity
 from train.saes.stages import stage_of, warmth
 from train.schedule import Clock
@@ -47,61 +51,6 @@ ATTENTIONS = {  # what is summed, and φ: softmax takes queries and keys as they
     "prefix": (prefix_attention, feature_map),
     "softmax": (softmax_attention, Tensor.float),
 }
-
-
-class RelationalConfig(KeptConfig):
-    """Settings of `relational`."""
-
-    window: Count = Field(128, gt=1, description="Tokens of a training window; shorter where the store's context is.")
-    span: Count = Field(64, gt=0, le=RESTART, description="Past places attention reads, once the curriculum is over.")
-    memory: Literal["attention", "lags"] = Field(
-        "attention", description="How the past is read; lags: a learned filter over 16 places instead of attention."
-    )
-    context_as: Literal["latents", "input"] = Field(
-        "latents", description="What c is added to: temporal pre-activations, or their input h (W_C = W_B W_enc)."
-    )
-    temporal_share: float = Field(0.25, gt=0, le=1, description="Share of the latents, and of k, that is temporal.")
-    temporal_lr: float = Field(1.0, gt=0, description="Factor on the learning rate of the temporal weights.")
-    gate_penalty: float = Field(0.0, ge=0, description="λ_g, on the mean gate; 1e-3 where gates should be sparse.")
-    decoder_reads: Literal["temporal", "all"] = Field("temporal", description="Codes that y is made of.")
-    decoder_rank: Count = Field(32, gt=0, description="Values y is made of, before W_O; as a predictor's rank.")
-    attention: Literal["masked", "prefix", "softmax"] = Field(
-        "masked",
-        description="Linear, over all pairs of places or by prefix sums, for long windows; or softmax: an ablation.",
-    )
-    position_gate: bool = Field(
-        False, description="A hard-concrete gate per temporal latent on its position term; off: unhelpful gates close."
-    )
-    position_penalty: float = Field(1e-3, ge=0, description="λ_z, on open position gates, in the second half.")
-    prune_positions: float = Field(
-        0.0, ge=0, lt=1, description="Explained variance that dropping position rows at the end may cost; 0: all stay."
-    )
-    gate_bias: float = Field(-2.0, description="b of the gate at the start; 0 opens it where terms stay unused.")
-    joint: bool = Field(False, description="One budget for both groups; the temporal one then starves.")
-    no_position: bool = Field(False, description="Ablation: no position term.")
-    no_attention: bool = Field(False, description="Ablation: no attention in the encoder.")
-    no_gate: bool = Field(False, description="Ablation: g = 1.")
-    no_dec_temporal: bool = Field(False, description="No y: the decoder is a plain one, token by token.")
-    no_curriculum: bool = Field(False, description="Ablation: the whole span from the start.")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RelationalConfig:
-        if self.gate_penalty > 0 and not self.gated:
-            raise ValueError("gate_penalty has no gate to act on: no_gate, or no_attention with no_position, is set")
-        if self.gate_bias != -2.0 and not self.gated:
-            raise ValueError("gate_bias has no gate to act on: no_gate, or no_attention with no_position, is set")
-        if self.prune_positions > 0 and self.no_position:
-            raise ValueError("prune_positions drops position rows, which no_position leaves out: set one of them")
-        if self.position_gate and self.no_position:
-            raise ValueError("position_gate gates the position term, which no_position leaves out: set one of them")
-        if self.attention == "softmax" and self.memory == "lags":
-            raise ValueError("attention = softmax has no attention to act on: memory = lags is set")
-        return self
-
-    @property
-    def gated(self) -> bool:
-        """Whether there is a gate g: something for it to let through."""
-        return not self.no_gate and not (self.no_attention and self.no_position)
 
 
 @final
@@ -198,40 +147,49 @@ class Relational(SAE):
         """U V, what is added to each temporal latent by bucket."""
         return self.gated_rows(None) @ self.V
 
+    def position_factors(
+        self, batch: Batch, clock: Clock | None
+    ) -> tuple[Float[Tensor, "B T M"], Float[Tensor, "M G"]]:
+        """V_{·,β(p)}, 0 where the position is unknown, and Uᵀ, rows gated."""
+        return one_of_buckets(batch.pos, self.V) @ self.V.t(), self.gated_rows(clock).t()
+
     def position_term(self, batch: Batch, clock: Clock | None) -> Float[Tensor, "B T G"]:
         """(U V)_{·,β(p)}, rows gated; 0 where the position is unknown."""
-        chosen = one_of_buckets(batch.pos, self.V)
-        return (chosen @ self.V.t() @ self.gated_rows(clock).t()).float()
+        left, right = self.position_factors(batch, clock)
+        return (left @ right).float()
 
-    def terms(self, batch: Batch, clock: Clock | None) -> dict[str, Tensor]:
-        """What is added to the temporal group's pre-activations, gated, and the gate [B, T, 1]; {} if nothing is."""
+    def terms(self, batch: Batch, clock: Clock | None) -> Terms | None:
+        """What is added to the temporal group's pre-activations; None if nothing is."""
         if self.config.no_attention and self.config.no_position:
-            return {}
+            return None
         h = masked((batch.x - self.b_dec).float(), batch.valid, batch.n_valid)
         context = self.context(h, batch)
         gate = h.new_ones(*h.shape[:-1], 1)
         if self.config.gated:
             gate = torch.sigmoid((torch.cat([h, context], dim=-1) * self.w_gate).sum(-1, keepdim=True) + self.b_gate)
-        terms = {"gate": gate}
+        factors = {}
         if not self.config.no_attention:
             as_input = self.config.context_as == "input"
-            W_C = self.W_B @ self.W_enc[:, : self.n_temporal] if as_input else self.W_C
-            terms["attention"] = gate * (context @ W_C).float()
+            factors["attention"] = context, self.W_B @ self.W_enc[:, : self.n_temporal] if as_input else self.W_C
         if not self.config.no_position:
-            terms["position"] = gate * self.position_term(batch, clock)
-        return terms
+            factors["position"] = self.position_factors(batch, clock)
+        return Terms(gate, factors)
 
-    def pre_activations(self, batch: Batch, terms: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    def pre_activations(self, batch: Batch, added: Mapping[str, Float[Tensor, "B T G"]]) -> tuple[Tensor, Tensor]:
         """Of the temporal and the static group, not yet rectified."""
         u = pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec)
         temporal, static = u[..., : self.n_temporal], u[..., self.n_temporal :]
-        for name in ("attention", "position"):
-            if name in terms:
-                temporal = temporal + terms[name]
+        for term in added.values():
+            temporal = temporal + term
         return temporal, static
 
+    def groups_of_u(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The same for inference."""
+        terms = self.terms(batch, None)
+        return self.pre_activations(batch, {} if terms is None else terms.dense())
+
     def codes(self, batch: Batch) -> Float[Tensor, "B T L"]:
-        groups = self.pre_activations(batch, self.terms(batch, None))
+        groups = self.groups_of_u(batch)
         kept = [self.sparsity.active(torch.relu(u), i, batch.n_valid, None) for i, u in enumerate(groups)]
         return torch.cat(kept, dim=-1)
 
@@ -249,18 +207,18 @@ class Relational(SAE):
     # ---- decoder -------------------------------------------------------------------------------------------
 
     def from_past(
-        self, latents: Float[Tensor, "B T L"], batch: Batch, query: Float[Tensor, "B T L"] | None = None
+        self, latents: Codes, batch: Batch, query: Float[Tensor, "B T L"] | None = None
     ) -> Float[Tensor, "B T D"]:
         """σ(γ)·y W_O: what past codes say of x, asked by each place's own codes, or by `query`."""
         if self.config.no_dec_temporal:
-            return latents.new_zeros(*latents.shape[:-1], self.d_in)
-        sources = latents[..., : self.n_read]
+            return self.b_dec.new_zeros(*latents.shape[:-1], self.d_in)
+        sources = columns_of(latents, slice(0, self.n_read))
         asking = sources if query is None else query[..., : self.n_read]
+        values, asked = product(sources, self.E_y), product(asking, self.Q_y)
         if self.config.memory == "lags":
-            filtered = lagged((sources @ self.E_y).float(), self.L_y, batch)
-            return ((feature_map(asking @ self.Q_y) * filtered) @ self.W_O).float()
-        q, k = self.features(asking @ self.Q_y)[:, :, None], self.features(sources @ self.K_y)[:, :, None]
-        y = self.attend(q, k, (sources @ self.E_y)[:, :, None], batch, self.span)[:, :, 0]
+            return ((feature_map(asked) * lagged(values, self.L_y, batch)) @ self.W_O).float()
+        q, k = self.features(asked)[:, :, None], self.features(product(sources, self.K_y))[:, :, None]
+        y = self.attend(q, k, values[:, :, None], batch, self.span)[:, :, 0]
         return torch.sigmoid(self.gamma) * (y @ self.W_O).float()
 
     def reconstruct(self, latents: Float[Tensor, "B T L"], batch: Batch) -> Float[Tensor, "B T D"]:
@@ -270,26 +228,21 @@ class Relational(SAE):
 
     def training_pass(self, batch: Batch, clock: Clock) -> Output:
         self.span.fill_(self.span_at(clock))
-        terms = self.terms(batch, clock)
-        temporal, static = self.pre_activations(batch, terms)
-        groups = [masked(torch.relu(u), batch.valid, batch.n_valid) for u in (temporal, static)]
-        kept = [self.sparsity.active(u, i, batch.n_valid, clock) for i, u in enumerate(groups)]
-        latents = torch.cat(self.sparsity.settle(groups, kept, batch.n_valid, clock), dim=-1)
-        direct = self.written(latents, self.W_dec) + self.b_dec
-        reconstruction = direct + self.from_past(latents, batch)
         dead = self.dead(clock)
-        aux = self.aux_k(batch.x - reconstruction, torch.cat(groups, dim=-1), dead, batch.valid)
-        count_silence_(self.tokens_silent, latents, batch.n_valid)
+        coded = (coded_sparse if self.sparse else coded_plain)(self, batch, dead, clock)
+        direct = product(coded.latents, self.W_dec) + self.b_dec
+        reconstruction = direct + self.from_past(coded.latents, batch)
+        aux = coded.aux_k(batch.x - reconstruction)
+        count_silence_(self.tokens_silent, coded.latents, batch.n_valid)
         parts = {
             "reconstruction": reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid),
             "aux": self.config.aux_alpha * aux,
-        } | self.penalties(terms, batch, clock)
+        } | self.penalties(coded.gate, batch, clock)
         extra = {
             "dead": dead.float().mean(),
             "error_without_past": reconstruction_loss(batch.x, direct.detach(), batch.valid, batch.n_valid),
         }
-        extra |= self.measured(terms, temporal.detach(), batch)
-        return Output(parts, latents, reconstruction, extra | self.sparsity.logged())
+        return Output(parts, coded.latents, reconstruction, extra | dict(coded.measured) | self.sparsity.logged())
 
     def span_at(self, clock: Clock) -> int:
         """Places attention reads at a step."""
@@ -301,25 +254,15 @@ class Relational(SAE):
         staged = not self.config.no_curriculum and self.config.memory == "attention"
         return 1.0, self.config.temporal_lr * (warmth(clock) if staged else 1.0)
 
-    def penalties(self, terms: dict[str, Tensor], batch: Batch, clock: Clock) -> dict[str, Tensor]:
+    def penalties(self, gate: Float[Tensor, "B T 1"] | None, batch: Batch, clock: Clock) -> dict[str, Tensor]:
         parts = {}
-        if self.config.gate_penalty and "gate" in terms:
-            total = masked(terms["gate"], batch.valid, batch.n_valid).sum()
+        if self.config.gate_penalty and gate is not None:
+            total = masked(gate, batch.valid, batch.n_valid).sum()
             parts["gate"] = self.config.gate_penalty * total / batch.n_valid
         if self.config.position_gate and not self.config.no_position:
             weight = self.config.position_penalty if clock.progress >= PENALTY_FROM else 0.0
             parts["position_gates"] = weight * open_probability(self.z).mean()
         return parts
-
-    @torch.no_grad()
-    def measured(self, terms: dict[str, Tensor], u: Float[Tensor, "B T G"], batch: Batch) -> dict[str, Tensor]:
-        """The mean gate, and the terms' norms over that of the temporal group's pre-activation without them."""
-        if not terms:
-            return {}
-        named = {name: terms[name] for name in ("attention", "position") if name in terms}
-        static = masked(u - torch.stack(list(named.values())).sum(0), batch.valid, batch.n_valid).norm()
-        ratios = {f"{name}_ratio": masked(t, batch.valid, batch.n_valid).norm() / static for name, t in named.items()}
-        return ratios | {"gate": masked(terms["gate"], batch.valid, batch.n_valid).sum() / batch.n_valid}
 
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:
@@ -332,7 +275,7 @@ class Relational(SAE):
     @torch.no_grad()
     def calibrate(self, batches: Batches) -> dict[str, float]:
         def groups(batch: Batch) -> list[Tensor]:
-            return [torch.relu(u[batch.valid]) for u in self.pre_activations(batch, self.terms(batch, None))]
+            return [torch.relu(u[batch.valid]) for u in self.groups_of_u(batch)]
 
         tolerance = self.config.prune_positions
         pruned = prune_rows(self, batches, tolerance) if tolerance > 0 else {}

@@ -24,8 +24,8 @@ def test_position_buckets_are_single_then_half_octaves() -> None:
 def test_positions_are_read_and_unknown_ones_are_not() -> None:
     sae, x = new(no_attention=True), randn(B, T, D)
     known, unknown = packed(x), Batch.of(x)
-    assert sae.terms(unknown, None)["position"].abs().max() == 0
-    assert (sae.terms(known, None)["position"].abs().sum(-1) > 0).all()
+    assert sae.position_term(unknown, None).abs().max() == 0
+    assert (sae.position_term(known, None).abs().sum(-1) > 0).all()
 
 
 def test_position_gates_start_open_and_are_penalised_in_the_second_half() -> None:

@@ -16,7 +16,14 @@ from train.saes import load_sae, make_sae, save_sae
 from train.saes.past import feature_map
 from train.saes.positions import position_bucket
 from train.saes.relational import Relational
+from train.saes.relational_terms import Terms
 from train.schedule import Clock
+
+
+def terms_of(sae: Relational, batch: Batch, clock: Clock | None = None) -> Terms:
+    terms = sae.terms(batch, clock)
+    assert terms is not None
+    return terms
 
 
 def seen(batch: Batch, b: int, t: int, span: int = SPAN) -> list[int]:
@@ -83,7 +90,7 @@ def test_lags_read_the_past_by_a_filter() -> None:
     sae, batch = new(memory="lags", context_as="input", no_gate=True, no_position=True), packed(randn(B, T, D))
     sae.Q_y.copy_(randn(*sae.Q_y.shape, seed=30))
     f, h = sae.codes(batch), batch.x - sae.b_dec
-    got, term = sae.reconstruct(f, batch), sae.terms(batch, None)["attention"]
+    got, term = sae.reconstruct(f, batch), terms_of(sae, batch).dense()["attention"]
     for b in range(B):
         for t in range(T):
             context, filtered = torch.zeros(64), torch.zeros(32)
@@ -155,7 +162,7 @@ def test_the_past_is_read_up_to_the_span() -> None:
     sae, x = new(), randn(B, T, D)
     moved = x.clone()
     moved[2, 3] += 3
-    difference = [(sae.pre_activations(packed(value), sae.terms(packed(value), None))[0]) for value in (x, moved)]
+    difference = [sae.groups_of_u(packed(value))[0] for value in (x, moved)]
     reached = (difference[0] - difference[1])[2].abs().sum(-1)
     assert (reached[4 : 4 + SPAN] > 0).all()
     assert reached[4 + SPAN :].max() == 0
@@ -265,14 +272,14 @@ def test_the_gate_starts_where_it_is_told_to() -> None:
 
 def test_gate_penalty_is_the_mean_gate_of_valid_places() -> None:
     sae, batch = new(gate_penalty=0.5), packed(randn(B, T, D))
-    gate = sae.terms(batch, CLOCK)["gate"][batch.valid]
+    gate = terms_of(sae, batch, CLOCK).gate[batch.valid]
     part = sae.training_pass(batch, CLOCK).parts["gate"]
     assert float(part) == pytest.approx(0.5 * float(gate.mean()), rel=1e-5)
 
 
 def test_measured_terms_are_ratios_of_norms() -> None:
     sae, batch = new(), packed(randn(B, T, D))
-    terms, extra = sae.terms(batch, CLOCK), sae.training_pass(batch, CLOCK).extra
+    terms, extra = terms_of(sae, batch, CLOCK).dense(), sae.training_pass(batch, CLOCK).extra
     static = ((batch.x - sae.b_dec) @ sae.W_enc + sae.b_enc)[..., :5][batch.valid]
     for name in ("attention", "position"):
         ratio = float(terms[name][batch.valid].norm() / static.norm())
