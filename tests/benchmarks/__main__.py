@@ -11,6 +11,7 @@ import torch
 import granary  # noqa: F401  (binds common, harvest and train)
 from common.console import table
 from tests.benchmarks import (
+    gpu_speed,
     harvest_speed,
     peer_speed,
     read_speed,
@@ -28,6 +29,7 @@ PROGRAMS = {
     "variants": variant_speed.run,
     "peers": peer_speed.run,
     "stream": stream_speed.run,
+    "gpu": gpu_speed.run,
 }
 
 

@@ -22,14 +22,16 @@ LR = 1e-4
 LONG = 10**9  # tokens of a run that never ends
 
 
-def peer_step(variant: str, d_sae: int, x: torch.Tensor) -> Callable[[], object]:
-    """SAELens's step. Raises ImportError where it is not installed."""
+def peer_step(
+    variant: str, d_model: int, d_sae: int, k: int, x: torch.Tensor, autocast: bool = False
+) -> Callable[[], object]:
+    """SAELens's step, on the device of x; with `autocast` in bfloat16. Raises ImportError where it is not installed."""
     from sae_lens.config import SAETrainerConfig
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    shape = {"d_in": D_MODEL, "d_sae": d_sae, "k": K}
+    shape = {"d_in": d_model, "d_sae": d_sae, "k": k, "device": str(x.device)}
     sae: Any = (
         TopKTrainingSAE(TopKTrainingSAEConfig(**shape))
         if variant == "topk"
@@ -40,7 +42,10 @@ def peer_step(variant: str, d_sae: int, x: torch.Tensor) -> Callable[[], object]
         while True:
             yield x
 
-    config = SAETrainerConfig(total_training_samples=LONG, train_batch_size_samples=len(x), lr=LR, lr_end=LR)
+    config = SAETrainerConfig(
+        total_training_samples=LONG, train_batch_size_samples=len(x), lr=LR, lr_end=LR, device=str(x.device),
+        autocast=autocast,
+    )  # fmt: skip
     trainer = SAETrainer(config, sae, same())
 
     def step() -> None:
@@ -56,7 +61,7 @@ def run(rounds: int = 5) -> list[Row]:
     for d_sae, wanted in WANTED.items():
         for variant in ("topk", "batchtopk"):
             try:
-                things = {"SAELens": peer_step(variant, d_sae, batch.x.flatten(0, 1))}
+                things = {"SAELens": peer_step(variant, D_MODEL, d_sae, K, batch.x.flatten(0, 1))}
             except ImportError:
                 say("peers: SAELens is not installed (pip install -e .[bench]); its steps are left out.")
                 return []

@@ -61,11 +61,11 @@ def status_of(out: Path) -> dict[str, Any]:
 
 def breaking(monkeypatch: pytest.MonkeyPatch, name: str, step: int) -> None:
     """Make the step of one learner fail, as it does when memory runs out."""
-    train_step = Learner.train_step
+    queue_step = Learner.queue_step
 
     def fail(self: Learner, batch: Batch, batch_tokens: int) -> None:
         if self.name == name and self.step == step:
             raise torch.OutOfMemoryError("out of memory\nand more")
-        train_step(self, batch, batch_tokens)
+        queue_step(self, batch, batch_tokens)
 
-    monkeypatch.setattr(Learner, "train_step", fail)
+    monkeypatch.setattr(Learner, "queue_step", fail)

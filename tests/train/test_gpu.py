@@ -1,4 +1,4 @@
-"""What only a GPU can show: steps that never wait for the host, and the sparse step on the kernels of our own."""
+"""What only a GPU can show: steps that never wait for the host, CUDA graphs, and the kernels of our own."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from tests.train.test_optim import Weights
 from train.config import Kernels, LearnerConfig
 from train.learner import Learner
 from train.optim import fused_update_
+from train.recording import CudaTape, Recorder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 
-def learner_on_gpu(variant: str, kernels: Kernels) -> Learner:
+def learner_on_gpu(variant: str, kernels: Kernels, graphs: bool = False) -> Learner:
     sae = new_sae(variant)
     sae.start(1.0, batch_for(sae, 0).x.mean((0, 1)))
     config = LearnerConfig(name="x", variant=variant)
-    return Learner(config, sae, 100, torch.device("cuda"), torch.float32, kernels)
+    device = torch.device("cuda")
+    recorder = Recorder(CudaTape(device)) if graphs else None
+    return Learner(config, sae, 100, device, torch.float32, kernels, recorder=recorder)
 
 
 @pytest.fixture
@@ -102,3 +105,46 @@ def test_sparse_steps_repeat_to_the_bit(variant: str) -> None:
         weights.append(learner.sae.state_dict())
     for name, value in weights[0].items():
         assert torch.equal(weights[1][name], value), name
+
+
+flat = ("topk", "batchtopk", "matryoshka", "standard", "panneal", "gated", "jumprelu")
+
+
+@pytest.mark.parametrize(
+    ("variant", "kernels"),
+    [*((variant, "plain") for variant in flat), *((variant, "sparse") for variant in linear[:3])],
+)
+def test_steps_played_again_are_the_steps(monkeypatch: pytest.MonkeyPatch, variant: str, kernels: Kernels) -> None:
+    monkeypatch.setattr("train.recording.ALIKE", 3)
+    monkeypatch.setattr("train.learner.LOOK_EVERY", 4)
+    played, also_played, taken = (learner_on_gpu(variant, kernels, graphs) for graphs in (True, True, False))
+    times = 0
+    for step in range(60):
+        batch = batch_for(taken.sae, step).to(torch.device("cuda"))
+        for learner in (played, also_played):  # side by side, on streams of their own
+            learner.queue_step(batch, 256)
+        for learner in (played, also_played):
+            learner.join()
+        taken.train_step(batch, 256)
+        assert played.recorder is not None
+        times += played.recorder.replay is not None
+        if step == 30:
+            assert played.read_metrics() == also_played.read_metrics() == taken.read_metrics()
+    assert times > 5
+    for name, value in taken.sae.state_dict().items():
+        assert torch.equal(value, played.sae.state_dict()[name]), name
+        assert torch.equal(value, also_played.sae.state_dict()[name]), name
+
+
+def test_a_step_played_again_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, waiting_is_an_error: None) -> None:
+    monkeypatch.setattr("train.recording.ALIKE", 3)
+    learner = learner_on_gpu("topk", "plain", graphs=True)
+    batches = [batch_for(learner.sae, step).to(torch.device("cuda")) for step in range(16)]
+    for batch in batches[:8]:
+        learner.train_step(batch, 256)
+    assert learner.recorder is not None
+    assert learner.recorder.replay is not None
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    for batch in batches[8:]:
+        learner.train_step(batch, 256)

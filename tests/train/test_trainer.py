@@ -32,7 +32,7 @@ from train.trainer import Pace, fit, take_round
 @contextlib.contextmanager
 def stopped_at(step: int) -> Iterator[Stop]:
     """A stop that is asked for right after this step of a learner."""
-    stop, taken = Stop(), Learner.train_step
+    stop, taken = Stop(), Learner.queue_step
 
     def step_and_stop(self: Learner, batch: Batch, batch_tokens: int) -> None:
         taken(self, batch, batch_tokens)
@@ -40,7 +40,7 @@ def stopped_at(step: int) -> Iterator[Stop]:
             stop.signal_name = "SIGTERM"
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "train_step", step_and_stop)
+        patch.setattr(Learner, "queue_step", step_and_stop)
         yield stop
 
 
@@ -87,7 +87,7 @@ def test_learners_that_follow_one_another_equal_learners_together(shared_store: 
 
 def test_an_interrupted_run_says_of_each_learner_where_it_stands(shared_store: Path, tmp_path: Path) -> None:
     stop = Stop()
-    taken = Learner.train_step
+    taken = Learner.queue_step
 
     def step_and_stop(self: Learner, batch: Batch, batch_tokens: int) -> None:
         taken(self, batch, batch_tokens)
@@ -96,7 +96,7 @@ def test_an_interrupted_run_says_of_each_learner_where_it_stands(shared_store: P
 
     learners = (learner("topk"), learner("standard"), learner("batchtopk"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Learner, "train_step", step_and_stop)
+        patch.setattr(Learner, "queue_step", step_and_stop)
         with pytest.raises(Interrupted, match="at step 7 of 40"):
             fit(config(shared_store, tmp_path / "r", *learners, at_once=1), stop)
     states = {name: (facts["state"], facts["step"]) for name, facts in status_of(tmp_path / "r")["learners"].items()}
@@ -225,7 +225,7 @@ def test_status_never_goes_back_from_the_furthest_learner(
 
 def test_a_learner_that_waits_stands_at_its_checkpoint(shared_store: Path, tmp_path: Path) -> None:
     learners = (learner("topk"), learner("standard"))
-    taken = Learner.train_step
+    taken = Learner.queue_step
     for at_once in (2, 1):
         stop = Stop()
 
@@ -237,7 +237,7 @@ def test_a_learner_that_waits_stands_at_its_checkpoint(shared_store: Path, tmp_p
                 stop.signal_name = "SIGTERM"
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Learner, "train_step", step_and_stop)
+            patch.setattr(Learner, "queue_step", step_and_stop)
             with pytest.raises(Interrupted):
                 fit(config(shared_store, tmp_path / "r", *learners, at_once=at_once), stop)
     facts = status_of(tmp_path / "r")["learners"]
