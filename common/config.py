@@ -93,6 +93,19 @@ def build(cls: type[S], values: dict[str, Any], where: str) -> S:
         raise ConfigError(f"{where}: {value}{reason(error)}") from None
 
 
+def as_parsed(field: FieldInfo, value: Any) -> Any:
+    """`value` as the field takes it, in JSON types: "2k", "2000" and 2000 are one value, and so are ".5" and 0.5.
+
+    One that does not fit is given back as it is: it is refused where the configuration is built.
+    """
+    kind: Any = Annotated[field.annotation, field]
+    adapter = TypeAdapter(kind)
+    try:
+        return adapter.dump_python(adapter.validate_python(value), mode="json")
+    except ValidationError:
+        return value
+
+
 def check_flag(flag: str, field: FieldInfo, value: Any) -> None:
     """Raise unless `value`, as it came from the command line, fits the field.
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from common.config import build, parse_count, read_toml
+from common.config import as_parsed, build, parse_count, read_toml
 from common.errors import ConfigError, StoreError, nearest
 from common.places import url_of
 from train.config import FitConfig, LearnerConfig
@@ -255,7 +255,9 @@ def learner_config(entry: dict[str, Any], where: str) -> LearnerConfig:
         if key in LEARNER_KEYS:
             common[key] = value
         else:
-            options[key] = parse_count(value)  # "2k", "2000" and 2000 are one setting: they must compare equal
+            options[key] = value
+    fields = variant_class(str(entry["variant"])).Config.model_fields
+    options = {key: as_parsed(fields[key], value) if key in fields else value for key, value in options.items()}
     return build(LearnerConfig, common | {"options": options}, where)
 
 

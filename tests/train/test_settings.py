@@ -52,6 +52,18 @@ def test_settings_reach_every_learner_that_knows_them_or_the_named_one() -> None
     assert [learner.lr for learner in config.learner] == [1e-4] * 3
 
 
+@pytest.mark.parametrize("spelled", [".5", "5e-1", "0.50", "+.5", '"0.5"'])
+def test_a_number_is_one_setting_however_it_is_spelled(spelled: str) -> None:
+    assert from_flags("standard", settings=(f"l1={spelled}",)) == from_flags("standard", settings=("l1=0.5",))
+    assert from_flags("standard", settings=(f"beta1={spelled}",)).learner[0].beta1 == 0.5
+
+
+def test_lists_and_switches_are_parsed_as_their_variant_takes_them() -> None:
+    learner = from_flags("compositional", settings=('nesting=[0, "0", 1]', "detach_lower=True")).learner[0]
+    assert learner.options == {"nesting": [0.0, 0.0, 1.0], "detach_lower": True}
+    assert from_flags("topk", settings=("k=many",)).learner[0].options == {"k": "many"}  # refused where it is built
+
+
 def test_shared_flags_reach_what_each_variant_has_instead() -> None:
     config = from_flags("topk", "standard", shared={"k": "16", "d_sae": "1k", "lr": "1e-4"})
     assert [learner.options for learner in config.learner] == [
