@@ -36,6 +36,7 @@ from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output, SAEConfig
+from train.saes.idle import refuse_idle
 from train.saes.kept import Kept, at, product, taken
 from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
 from train.saes.penalised import few_above
@@ -66,6 +67,8 @@ class JumpReLUConfig(SAEConfig):
             raise ValueError("penalty = 'target' needs target_l0 (or --k)")
         check_target(self.target_l0, self.d_sae)
         check_led("l0", self.l0, self.target_l0 is not None and self.penalty != "target")
+        refuse_idle(self, self.penalty == "target", "penalty = target", "l0")
+        refuse_idle(self, self.penalty != "target", f"penalty = {self.penalty}", "target_weight")
         return self
 
 

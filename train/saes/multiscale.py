@@ -29,6 +29,7 @@ from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, KeptConfig, Output
+from train.saes.idle import refuse_idle
 from train.saes.parts import (
     count_silence_,
     generator_of,
@@ -84,6 +85,9 @@ class MultiScaleConfig(KeptConfig):
             raise ValueError("causal = false needs a kernel of at least 3: the first tap beside the token looks back")
         if self.token_weights and self.convolution == "none":
             raise ValueError("token_weights are a convolution's, which convolution = none leaves out: set one of them")
+        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
+        refuse_idle(self, self.sparsity == "l1", "sparsity = l1", "k_anneal")
+        refuse_idle(self, len(self.dilations) == 1, "a single dilation", "lambda_scale")
         return self
 
 

@@ -15,13 +15,14 @@ from typing import final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import KeptConfig
+from train.saes.idle import refuse_idle
 from train.saes.kept import Codes, product
 from train.saes.linear import BatchLinearSAE
 from train.saes.parts import reconstruction_loss
@@ -37,6 +38,11 @@ class PredictorConfig(KeptConfig):
     window: Count = Field(128, gt=1, description="Tokens of a training window; shorter where the store's context is.")
     rank: Count = Field(32, ge=0, description="Rank of the predictor; 0: none, which is batchtopk.")
     lags: Count = Field(16, gt=0, description="Past places it reads.")
+
+    @model_validator(mode="after")
+    def _all_at_work(self) -> PredictorConfig:
+        refuse_idle(self, self.rank == 0, "rank = 0", "lags")
+        return self
 
 
 @final

@@ -60,8 +60,8 @@ class RelationalConfig(KeptConfig):
         if self.attention == "softmax" and self.memory == "lags":
             raise ValueError("attention = softmax has no attention to act on: memory = lags is set")
         blind = self.no_attention and self.no_dec_temporal
-        refuse_idle(self, blind, "no_attention and no_dec_temporal", "memory", "attention", "span", "no_curriculum")
-        refuse_idle(self, self.memory == "lags", "memory = lags", "span", "no_curriculum")
+        refuse_idle(self, blind, "no_attention and no_dec_temporal", "memory", "attention", "no_curriculum")
+        refuse_idle(self, self.memory == "lags", "memory = lags", "no_curriculum")
         refuse_idle(self, self.no_attention, "no_attention", "context_as")
         refuse_idle(self, self.no_dec_temporal, "no_dec_temporal", "decoder_reads", "decoder_rank")
         refuse_idle(self, not self.position_gate, "position_gate off", "position_penalty")

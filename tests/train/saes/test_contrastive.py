@@ -114,8 +114,9 @@ def test_offset_of_b_dec_is_its_distance_from_the_mean_of_valid_tokens() -> None
 
 def test_the_density_penalty_makes_dense_features_rarer() -> None:
     densest = []
-    for penalty in (0.0, 10.0):
-        sae = contrastive(density_limit=1.0, density_penalty=penalty, density_cap=0.3)
+    options: dict[str, object]
+    for options in ({}, {"density_penalty": 10.0, "density_cap": 0.3}):
+        sae = contrastive(density_limit=1.0, **options)
         learner = learner_of(sae, 40, lr=1e-2)
         for step in range(40):
             learner.train_step(batch_of(seed=step), 48)
