@@ -81,7 +81,8 @@ def test_start_is_that_of_variants_that_subtract_the_bias() -> None:
 def test_penalties_are_those_of_the_formula() -> None:
     clock, x = Clock(50, 100, 50), batch()
     for penalty in ("l0", "target", "tanh"):
-        sae = new(penalty=penalty, target_l0=8.0, l0=0.01, target_weight=0.5)
+        weight = {"target_weight": 0.5} if penalty == "target" else {"l0": 0.01}
+        sae = new(penalty=penalty, target_l0=8.0, **weight)
         output = sae.training_pass(x, clock)
         latents = output.latents.detach()
         l0 = float((latents > 0).sum()) / 50
