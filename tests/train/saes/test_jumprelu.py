@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_start_is_that_of_variants_that_subtract_the_bias() -> None:
 def test_penalties_are_those_of_the_formula() -> None:
     clock, x = Clock(50, 100, 50), batch()
     for penalty in ("l0", "target", "tanh"):
-        weight = {"target_weight": 0.5} if penalty == "target" else {"l0": 0.01}
+        weight: dict[str, Any] = {"target_weight": 0.5} if penalty == "target" else {"l0": 0.01}
         sae = new(penalty=penalty, target_l0=8.0, **weight)
         output = sae.training_pass(x, clock)
         latents = output.latents.detach()
