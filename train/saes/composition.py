@@ -49,11 +49,6 @@ def dense(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower
     return weights.new_zeros(len(weights), n_lower).scatter(1, candidates, weights)
 
 
-def transposed(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower: int) -> Float[Tensor, "W U"]:
-    """A itself: one row per lower latent."""
-    return weights.new_zeros(n_lower, len(weights)).scatter(0, candidates.t(), weights.t())
-
-
 def kept(weights: Float[Tensor, "U P"], candidates: Int[Tensor, "U P"], n_lower: int) -> Kept:
     """A transposed, of which only the candidates are there."""
     return Kept(weights.flatten(), _rows_of(candidates, n_lower), (1, len(weights), n_lower))

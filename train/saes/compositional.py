@@ -115,15 +115,14 @@ class Compositional(SAE):
         """Logits and candidates of mid and of high, with their levels."""
         return (self.logits_mid, self.candidates_mid, MID), (self.logits_high, self.candidates_high, HIGH)
 
-    def rows(self, compositions: tuple[Tensor, Tensor] | None = None) -> Float[Tensor, "L D"]:
+    def rows(self, compositions: tuple[Tensor | Kept, Tensor | Kept] | None = None) -> Float[Tensor, "L D"]:
         """Decoder rows, the upper ones made from the lower."""
         if self.config.decoder == "free":
             return self.W_dec
         levels: list[Tensor] = [self.W_low]
-        found: tuple[Tensor | Kept, ...] | None = compositions
-        if found is None:
-            found = self.composed_of(composition.kept) if self.sparse else self.compositions()
-        for level, A in enumerate(found, start=1):
+        if compositions is None:
+            compositions = self.composed_of(composition.kept) if self.sparse else self.compositions()
+        for level, A in enumerate(compositions, start=1):
             made = composition.composed_rows(A, levels[-1])
             levels.append(
                 composition.unit(made + self.residual[self.places[level]])

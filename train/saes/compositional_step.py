@@ -2,9 +2,8 @@
 
 First, without gradients and from low to high: u of all latents with what the kept codes below add, and which are kept.
 Then the kept codes again, with gradients: through their own entries of u (`taken`), and through A from the codes below.
-Of A and of the cosines of upper rows with their parts only the candidates are looked at. f A has all latents of a
-level, [tokens, latents], and so has its gradient, but for those two no array has. It agrees with the plain step up to
-the order of additions.
+Of A only the candidates are looked at, in f A (`reach`), in upper rows and in their cosines with parts. It agrees with
+the plain step up to the order of additions.
 """
 
 from __future__ import annotations
@@ -27,13 +26,11 @@ from train.saes.grouped import aux_k_kept, only_some
 from train.saes.kept import Kept, all_of, at, taken, with_gradients_of
 from train.saes.parts import count_silence_
 from train.saes.places import Places, keep_batch_top_k, keep_top_k_of
+from train.saes.reach import Reach
 from train.schedule import Clock
 
 if TYPE_CHECKING:  # which imports this module
     from train.saes.compositional import Compositional
-
-Members = tuple[Tensor, Tensor]
-"""A of low to mid [low, mid] and of mid to high [mid, high], zeros and all."""
 
 
 def steps_with_kept(config: CompositionalConfig) -> bool:
@@ -44,14 +41,15 @@ def steps_with_kept(config: CompositionalConfig) -> bool:
 
 def kept_pass(sae: Compositional, batch: Batch, clock: Clock) -> Output:
     """`training_pass` of all three levels, from the kept codes alone."""
-    dead, W_dec, members = sae.dead(clock), sae.rows(), sae.composed_of(composition.transposed)
-    chosen = choose(sae, batch, members, sae.maybe(dead), clock)
-    levels = encoded(sae, chosen, members, dead, (batch.x.shape[0], batch.x.shape[1]))
+    dead, A = sae.dead(clock), sae.composed_of(composition.kept)
+    W_dec = sae.rows(A)
+    chosen = choose(sae, batch, A, sae.maybe(dead), clock)
+    levels = encoded(sae, chosen, A, dead, (batch.x.shape[0], batch.x.shape[1]))
     loss, reconstruction = sae.nested(batch, levels.latents, W_dec)
     aux = aux_k_kept(batch.x - reconstruction, levels.of_dead, dead, W_dec, batch.valid)
     parts = {"reconstruction": loss, "aux": sae.config.aux_alpha * aux}
     if sae.config.agreement:
-        parts["agreement"] = agreement_weight(sae.config, clock) * agreement(levels, members)
+        parts["agreement"] = agreement_weight(sae.config, clock) * agreement(levels.codes, chosen, A)
     parts |= row_losses(sae, W_dec, composition.nearest_part_kept)
     count_silence_(sae.tokens_silent, levels.latents, batch.n_valid)
     return Output(parts, levels.latents, reconstruction, sae.figures(dead))
@@ -68,27 +66,35 @@ class Chosen:
         centred: x − b_dec, [tokens, d_model].
         u: pre-activations with what comes from below, not rectified, [tokens, latents].
         kept: from low to high, places of the codes [tokens, latents of the level].
+        reach: what the codes of low reach in mid, and those of mid in high.
         dead: where AuxK looks, [tokens, latents]; nothing where the host knows that no latent is dead.
     """
 
     centred: Float[Tensor, "N D"]
     u: Float[Tensor, "N L"]
     kept: list[Places] = field(default_factory=list)
+    reach: list[Reach] = field(default_factory=list)
     dead: list[Places] = field(default_factory=list)
 
 
 @torch.no_grad()
-def choose(sae: Compositional, batch: Batch, members: Members, dead: Bool[Tensor, " L"] | None, clock: Clock) -> Chosen:
+def choose(
+    sae: Compositional, batch: Batch, A: tuple[Kept, Kept], dead: Bool[Tensor, " L"] | None, clock: Clock
+) -> Chosen:
     """Level by level, the largest of each; thresholds take note of them."""
     chosen = Chosen(*all_of(batch.x, sae.direct_encoder(), sae.b_enc, sae.b_dec, only_some(batch)))
-    below = None
-    for level, place in enumerate(sae.places):
-        u = chosen.u[:, place]
-        if below is not None and sae.config.encoder != "no_comp":
-            u.addcmul_(sae.coupling[place], below.times(members[level - 1]).flatten(0, 1))
+    codes = chosen.u.new_zeros(0)
+    for level, own in enumerate(sae.places):
+        if level:
+            reach, weights = Reach.of(chosen.kept[-1], A[level - 1].places), A[level - 1].values
+            if sae.config.encoder != "no_comp":
+                scaled = (weights.view(own.stop - own.start, -1) * sae.coupling[own, None]).flatten()
+                reach.add_to_(chosen.u, own.start, codes, scaled)
+            chosen.reach.append(reach)
+        u = chosen.u[:, own]
         places = keep_batch_top_k(u, sae.sparsity.n_kept(level, batch.n_valid, clock))
-        below = Kept(u[places.row, places.column].relu_(), places, (len(u), 1, u.shape[1]))
-        sae.sparsity.note(below.values, level, clock)
+        codes = u[places.row, places.column].relu_()
+        sae.sparsity.note(codes, level, clock)
         chosen.kept.append(places)
     if dead is not None:
         chosen.dead.append(keep_top_k_of(chosen.u, dead, sae.d_in // 2, sae.may_die))
@@ -114,7 +120,7 @@ class KeptLevels:
 
 
 def encoded(
-    sae: Compositional, chosen: Chosen, members: Members, dead: Bool[Tensor, " L"], shape: tuple[int, int]
+    sae: Compositional, chosen: Chosen, A: tuple[Kept, Kept], dead: Bool[Tensor, " L"], shape: tuple[int, int]
 ) -> KeptLevels:
     """The codes of a step of [batch, window] tokens."""
     sets = [places.among(own.start, sae.d_sae) for places, own in zip(chosen.kept, sae.places, strict=True)]
@@ -123,24 +129,20 @@ def encoded(
     codes: list[Kept] = []
     for level, (own, places) in enumerate(zip(sae.places, chosen.kept, strict=True)):
         if level and sae.config.encoder != "no_comp":
-            below = codes[-1].detach() if sae.config.detach_lower else codes[-1]
-            written, coupling = below.times(members[level - 1]), sae.coupling[own]
-            parts[level] = with_gradients_of(parts[level], from_below(written, coupling, places))
+            below = codes[-1].values.detach() if sae.config.detach_lower else codes[-1].values
+            reach, weights, coupling = chosen.reach[level - 1], A[level - 1].values, sae.coupling[own]
+            added = at(coupling, places) * reach.at(places).sums(below, weights)
+            parts[level] = with_gradients_of(parts[level], added)
             if chosen.dead:
                 inside, some = within(chosen.dead[0], own)
-                added = torch.zeros_like(parts[-1]).index_put((inside,), from_below(written, coupling, some))
-                parts[-1] = with_gradients_of(parts[-1], added)
+                added = at(coupling, some) * reach.at(some).sums(below, weights)
+                parts[-1] = with_gradients_of(parts[-1], torch.zeros_like(parts[-1]).index_put((inside,), added))
         codes.append(Kept(parts[level].relu(), places, (*shape, sae.sizes[level])))
     latents = Kept.joined(codes[::-1])
     if not chosen.dead:
         return KeptLevels(codes, latents, None)
     places = chosen.dead[0]  # on a GPU some of these may not be dead
     return KeptLevels(codes, latents, Kept(parts[-1].relu() * dead[places.column], places, latents.shape))
-
-
-def from_below(written: Float[Tensor, "B T U"], coupling: Float[Tensor, " U"], places: Places) -> Float[Tensor, " K"]:
-    """c_j (f A)_j at some places of a level."""
-    return at(coupling, places) * written.flatten().gather(0, places.number)
 
 
 def within(places: Places, own: slice) -> tuple[Int[Tensor, " K"], Places]:
@@ -150,10 +152,10 @@ def within(places: Places, own: slice) -> tuple[Int[Tensor, " K"], Places]:
     return inside, Places.numbered(places.row[inside] * n + places.column[inside] - own.start, places.n_rows, n)
 
 
-def agreement(levels: KeptLevels, members: Members) -> Float[Tensor, ""]:
+def agreement(codes: list[Kept], chosen: Chosen, A: tuple[Kept, Kept]) -> Float[Tensor, ""]:
     """`l2_loss` of the upper levels and what is below them, which looks at active upper codes alone."""
     losses = []
-    for level, A in zip((MID, HIGH), members, strict=True):
-        f, below = levels.codes[level], levels.codes[level - 1].times(A)
-        losses.append(l2_loss(f.values, below.flatten().gather(0, f.places.number)))
+    for level in (MID, HIGH):
+        below = chosen.reach[level - 1].at(chosen.kept[level]).sums(codes[level - 1].values, A[level - 1].values)
+        losses.append(l2_loss(codes[level].values, below))
     return torch.stack(losses).sum()

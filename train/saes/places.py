@@ -11,6 +11,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from types import ModuleType
 
 import torch
@@ -116,6 +117,21 @@ class Places:
         n = torch.searchsorted(self.number, others.number).clamp_max(len(self.column) - 1)
         return torch.where(self.number[n] == others.number, n, len(self.column))
 
+    def ascending(self) -> Places:
+        """The same places, the columns of each row in ascending order."""
+        return Places(self.first, self.number.sort().values - self.row * self.n_columns, self.n_columns)
+
+    def by_block(self, blocks: Sequence[int]) -> Places:
+        """The same entries of [rows · blocks, columns]: a row for every block of neighbouring columns, of these sizes.
+
+        Columns must be in ascending order in each row.
+        """
+        block = torch.zeros_like(self.column)
+        for end in accumulate(blocks[:-1]):  # as a tensor, ends would be copied to a GPU, and the step would wait
+            block += self.column >= end
+        rows = torch.arange(self.n_rows * len(blocks) + 1, device=block.device)
+        return Places(torch.searchsorted(self.row * len(blocks) + block, rows), self.column, self.n_columns)
+
     def row_sums(self, values: Float[Tensor, " K"]) -> Float[Tensor, " R"]:
         """Of these values, the sum of each row."""
         return self.times(values, values.new_ones(self.n_columns, 1)).squeeze(-1)
@@ -157,6 +173,14 @@ def side_by_side(groups: Sequence[Places]) -> tuple[Places, Int[Tensor, " K"]]:
         before, n_columns = before + each.first.diff(), n_columns + each.n_columns
     number = torch.cat(numbers)
     return Places(first, torch.empty_like(number).scatter(0, number, torch.cat(columns)), n_columns), number
+
+
+def add_at_(flat: Float[Tensor, " M"], number: Int[Tensor, " K"], values: Float[Tensor, " K"]) -> None:
+    """Add values at indices, which may be named often, in the same order at every call."""
+    if flat.is_cuda:
+        flat.index_put_((number,), values, accumulate=True)  # sorts first; on a CPU it is threads that add in any order
+    else:
+        flat.scatter_add_(0, number, values)
 
 
 Choice = Callable[[Float[Tensor, "N L"]], Places]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from train.saes import places as module
-from train.saes.places import keep_batch_top_k, keep_top_k, keep_top_k_of
+from train.saes.places import add_at_, keep_batch_top_k, keep_top_k, keep_top_k_of
 
 N, D, L = 24, 6, 40
 
@@ -62,6 +62,12 @@ def test_batch_top_k_of_nothing_positive_is_empty() -> None:
     assert len(places.column) == 0
     assert places.first.tolist() == [0] * (N + 1)
     assert places.times(torch.zeros(0), random(L, D)).abs().sum() == 0
+
+
+def test_values_are_added_at_indices_that_are_named_often() -> None:
+    flat = torch.ones(4)
+    add_at_(flat, torch.tensor([3, 1, 3]), torch.tensor([1.0, 2.0, 4.0]))
+    assert flat.tolist() == [1, 3, 1, 6]
 
 
 def test_top_k_of_some_looks_at_no_others() -> None:
