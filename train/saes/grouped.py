@@ -6,6 +6,7 @@ largest of its own; gradients then go from the kept entries to whatever u was ma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from train.data.batch import Batch
 from train.saes.kept import Codes, Kept
 from train.saes.parts import share_of_spread
+from train.saes.parts import side_by_side as slices_of
 from train.saes.places import Choice, Entries, Places, keep_batch_top_k, side_by_side
 from train.saes.sparsity import Sparsity
 from train.schedule import Clock
@@ -56,31 +58,63 @@ def note_by_group(sparsity: Sparsity, latents: Kept, clock: Clock) -> None:
         start += size
 
 
+@torch.no_grad()
+def all_of_groups(
+    y: Float[Tensor, "B T P D"],
+    W_enc: Float[Tensor, "D L"],
+    b_enc: Float[Tensor, " L"],
+    sizes: Sequence[int],
+    valid: Bool[Tensor, "B T"] | None,
+) -> Float[Tensor, "N L"]:
+    """y W_enc + b_enc of all latents, each group's from the y of its own, 0 where not `valid`, for choosing."""
+    u = b_enc.new_empty(y.shape[0] * y.shape[1], W_enc.shape[1])
+    for group, place in enumerate(slices_of(sizes)):
+        inputs = y[:, :, group].flatten(0, 1)
+        if torch.is_autocast_enabled(y.device.type):
+            torch.add((inputs @ W_enc[:, place]).float(), b_enc[place], out=u[:, place])
+        else:
+            torch.addmm(b_enc[place], inputs, W_enc[:, place], out=u[:, place])
+    if valid is not None:
+        u.masked_fill_(~valid.flatten()[:, None], 0.0)
+    return u
+
+
 class _Through(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, left: Tensor, right: Tensor, places: Sequence[Places]) -> Tensor:
+    def forward(
+        ctx: Any, u: Tensor, left: Tensor, right: Tensor, bias: Tensor | None, places: Sequence[Places]
+    ) -> Tensor:
         ctx.save_for_backward(left, right)
         ctx.places = places
         return u
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (left, right), (gradient,) = ctx.saved_tensors, gradients
-        of_u, of_left, of_right, _ = ctx.needs_input_grad
-        d_left = d_right = None
+        (left, right), (gradient,), entries = ctx.saved_tensors, gradients, Entries.of(ctx.places)
+        of_u, of_left, of_right, of_bias, _ = ctx.needs_input_grad
+        d_left = None
         if of_left:
+            columns = right.t().contiguous()
             parts = zip(ctx.places, gradient.split([len(each.column) for each in ctx.places]), strict=True)
-            d_left = torch.stack([each.times(part, right.t().contiguous()) for each, part in parts]).sum(0)
-        if of_right:
-            d_right = Entries.of(ctx.places).transposed_times(gradient, left).t()
-        return gradient if of_u else None, d_left, d_right, None
+            d_left = functools.reduce(torch.add, [each.times(part, columns) for each, part in parts])
+        return (
+            gradient if of_u else None,
+            d_left,
+            entries.transposed_times(gradient, left).t() if of_right else None,
+            entries.column_sums(gradient) if of_bias else None,
+            None,
+        )
 
 
 def through(
-    u: Float[Tensor, " K"], left: Float[Tensor, "R D"], right: Float[Tensor, "D C"], places: Sequence[Places]
+    u: Float[Tensor, " K"],
+    left: Float[Tensor, "R D"],
+    right: Float[Tensor, "D C"],
+    places: Sequence[Places],
+    bias: Float[Tensor, " C"] | None = None,
 ) -> Float[Tensor, " K"]:
-    """u at some places of [R, C], with the gradients of left @ right, which is a part of it, from there alone."""
-    values: Tensor = _Through.apply(u, left, right, places)  # type: ignore[no-untyped-call]
+    """u at some places of [R, C], with the gradients of left @ right + bias, a part of it, from there alone."""
+    values: Tensor = _Through.apply(u, left, right, bias, places)  # type: ignore[no-untyped-call]
     return values
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -79,13 +78,7 @@ class Kept:
 
         The latents of a token must be in ascending order.
         """
-        row, column = self.places.row, self.places.column
-        block = torch.zeros_like(column)
-        for end in accumulate(blocks[:-1]):  # as a tensor, ends would be copied to a GPU, and the step would wait
-            block += column >= end
-        rows = torch.arange(self.places.n_rows * len(blocks) + 1, device=column.device)
-        first = torch.searchsorted(row * len(blocks) + block, rows)
-        places = Places(first, column, self.places.n_columns)
+        places = self.places.by_block(blocks)
         return times(self.values, dense, places).view(*self.shape[:2], len(blocks), -1)
 
     def at(self, places: Places) -> Float[Tensor, " A"]:

@@ -21,74 +21,24 @@ from __future__ import annotations
 from typing import Literal, final
 
 import torch
-from jaxtyping import Bool, Float, Int
-from pydantic import Field, model_validator
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
-from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.idle import refuse_idle
-from train.saes.parts import (
-    count_silence_,
-    generator_of,
-    masked,
-    pre_activations,
-    reconstruction_loss,
-    side_by_side,
-)
-from train.saes.separation import correlation, separation
-from train.saes.sparsity import Sparsity, check_led
+from train.saes.base import SAE, Batches, Output
+from train.saes.grouped import chooses_places
+from train.saes.kept import Codes, Kept, product
+from train.saes.multiscale_config import MultiScaleConfig
+from train.saes.multiscale_step import coded_plain, coded_sparse
+from train.saes.parts import count_silence_, generator_of, pre_activations, reconstruction_loss, side_by_side
+from train.saes.separation import correlation, energies_of, separation
+from train.saes.sparsity import Sparsity
+from train.saes.taps import Past, lags_of, past_of
 from train.schedule import Clock
 
 SEPARATION_EVERY = 4  # steps; the term counts as often as if it were taken at each
 SEPARATION_ROWS = 1024  # of each group: its cost is the square of them
-
-
-class MultiScaleConfig(KeptConfig):
-    """Settings of `multiscale`."""
-
-    window: Count = Field(128, gt=1, description="Tokens of a training window; the reach is kernel − 1 dilations.")
-    dilations: tuple[Count, ...] = Field(
-        (1, 2, 4, 8), description="Tokens between the taps of each group, not falling; one entry: a single scale."
-    )
-    kernel: Count = Field(3, gt=1, description="Taps of a convolution, the current token's among them.")
-    convolution: Literal["dilated", "mixture", "none"] = Field(
-        "dilated",
-        description="Each group its dilation; or each latent a learned mixture of all; or none: a flat encoder.",
-    )
-    causal: bool = Field(
-        True, description="Off: every other tap looks ahead. An ablation that leaks the future: no cross-entropies."
-    )
-    token_weights: bool = Field(
-        False, description="Learn ω_0, each group's weights of the current token; off: they are 1."
-    )
-    sparsity: Literal["joint", "budgets", "l1"] = Field(
-        "joint", description="One BatchTopK over all groups; k / groups for each; or an L1 penalty led to L0 = k."
-    )
-    l1: float = Field(0.03, ge=0, description="λ at the start, for sparsity = l1.")
-    lambda_scale: float = Field(0.3, ge=0, description="Weight λ_s of the scale targets, which give ω its use; 0: off.")
-    lambda_sep: float = Field(0.1, ge=0, description="Weight λ_sep of the separation of decoder rows; 0: off.")
-    lambda_decorrelation: float = Field(
-        0.0, ge=0, description="Weight of the mean squared correlation between the groups' energies Σ f²; 0: off."
-    )
-
-    @model_validator(mode="after")
-    def _scales(self) -> MultiScaleConfig:
-        check_led("l1", self.l1, self.sparsity == "l1")
-        if not self.dilations or min(self.dilations) < 1 or list(self.dilations) != sorted(self.dilations):
-            raise ValueError(f"dilations = {list(self.dilations)}: at least one, each at least 1, smallest first")
-        if len(self.dilations) > self.d_sae:
-            raise ValueError(f"{len(self.dilations)} dilations need as many latents, d_sae = {self.d_sae}")
-        if not self.causal and self.kernel == 2:
-            raise ValueError("causal = false needs a kernel of at least 3: the first tap beside the token looks back")
-        if self.token_weights and self.convolution == "none":
-            raise ValueError("token_weights are a convolution's, which convolution = none leaves out: set one of them")
-        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
-        refuse_idle(self, self.sparsity == "l1", "sparsity = l1", "k_anneal")
-        refuse_idle(self, len(self.dilations) == 1, "a single dilation", "lambda_scale")
-        return self
 
 
 @final
@@ -141,25 +91,15 @@ class MultiScale(SAE):
 
     def lags(self, dilation: int) -> list[int]:
         """How far the taps of a dilation look back, the nearest first; below 0: ahead."""
-        taps = range(1, self.config.kernel)
-        return [tap * dilation if self.config.causal else two_sided(tap) * dilation for tap in taps]
+        return lags_of(dilation, self.config.kernel, self.config.causal)
 
-    def past(self, batch: Batch) -> dict[int, tuple[Float[Tensor, "B T D"], Float[Tensor, "B T 1"]]]:
+    def past(self, batch: Batch) -> Past:
         """Of each lag in use, 0 too: h that many places before each token (0 where there is none), whether one is."""
-        h = batch.x - self.b_dec
-        seen = {0: (h, torch.ones_like(h[..., :1]))}
-        for lag in sorted({lag for dilation in self.config.dilations for lag in self.lags(dilation)}):
-            there = linked(batch, lag)[..., None].to(h.dtype)
-            seen[lag] = (shifted(h, lag) * there, there)
-        return seen
+        lags = [lag for dilation in self.config.dilations for lag in self.lags(dilation)]
+        return past_of(batch.x - self.b_dec, batch, lags)
 
-    def pre_activations(
-        self, batch: Batch, past: dict[int, tuple[Tensor, Tensor]] | None = None
-    ) -> Float[Tensor, "B T L"]:
-        """ReLU(y W_enc + b_enc); `past` if it is known already."""
-        if self.config.convolution == "none":
-            return torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
-        past = self.past(batch) if past is None else past
+    def context(self, past: Past) -> list[Float[Tensor, "B T D"]]:
+        """What each scale adds to h: y − h."""
         h = past[0][0]
         seen = [
             torch.stack([weight * past[lag][0] for weight, lag in zip(taps, self.lags(dilation), strict=True)]).sum(0)
@@ -167,6 +107,14 @@ class MultiScale(SAE):
         ]
         if self.omega_0 is not None:
             seen = [values + (weight - 1) * h for values, weight in zip(seen, self.omega_0, strict=True)]
+        return seen
+
+    def pre_activations(self, batch: Batch, past: Past | None = None) -> Float[Tensor, "B T L"]:
+        """ReLU(y W_enc + b_enc); `past` if it is known already."""
+        if self.config.convolution == "none":
+            return torch.relu(pre_activations(batch.x, self.W_enc, self.b_enc, self.b_dec))
+        past = self.past(batch) if past is None else past
+        h, seen = past[0][0], self.context(past)
         if self.config.convolution == "mixture":
             u = (h @ self.W_enc).float()
             for values, share in zip(seen, self.mixture.softmax(0), strict=True):
@@ -202,38 +150,38 @@ class MultiScale(SAE):
         config = self.config
         targets = config.lambda_scale > 0 and len(self.sizes) > 1
         past = self.past(batch) if targets or config.convolution != "none" else {}
-        u = masked(self.pre_activations(batch, past), batch.valid, batch.n_valid)
-        active = self.active(u, batch.n_valid, clock)
-        latents = torch.cat(active, dim=-1) if len(active) > 1 else active[0]
-        parts = {}
+        dead = self.dead(clock)
+        coded = (coded_sparse if self.keeps_few else coded_plain)(self, batch, past, dead, clock)
+        latents, parts = coded.latents, {}
         if targets:
             reconstruction, parts["scale"] = self.scale_targets(batch, latents, past)
         else:
-            reconstruction = self.written(latents, self.W_dec) + self.b_dec
-        dead = self.dead(clock)
-        aux = self.aux_k(batch.x - reconstruction, u, dead, batch.valid)
+            reconstruction = product(latents, self.W_dec, self.sparse) + self.b_dec
+        aux = coded.aux_k(batch.x - reconstruction)
         parts["reconstruction"] = reconstruction_loss(batch.x, reconstruction, batch.valid, batch.n_valid)
         parts["aux"] = config.aux_alpha * aux
         if config.lambda_sep > 0 and clock.step % SEPARATION_EVERY == 0:
-            rows, group = self.sampled_rows(clock.step)
-            parts["separation"] = SEPARATION_EVERY * config.lambda_sep * separation(rows, group)
+            parts["separation"] = SEPARATION_EVERY * config.lambda_sep * separation(self.sampled_rows(clock.step))
         if config.lambda_decorrelation > 0:
-            energies = torch.stack([part.square().sum(-1) for part in latents.split(self.sizes, dim=-1)], dim=-1)
+            energies = energies_of(latents, self.sizes)
             parts["decorrelation"] = config.lambda_decorrelation * correlation(energies, batch.valid, batch.n_valid)
-        parts |= self.sparsity.penalty(active, batch.n_valid, clock)
         count_silence_(self.tokens_silent, latents, batch.n_valid)
         extra = {"dead": dead.float().mean()} | self.sparsity.logged()
-        return Output(parts, latents, reconstruction, extra)
+        return Output(parts | dict(coded.penalty), latents, reconstruction, extra)
+
+    @property
+    def keeps_few(self) -> bool:
+        """Whether a step does with the kept codes alone from selection on: a mixture has an encoder per dilation."""
+        return self.sparse and chooses_places(self.sparsity) and self.config.convolution != "mixture"
 
     def scale_targets(
-        self, batch: Batch, latents: Float[Tensor, "B T L"], past: dict[int, tuple[Tensor, Tensor]]
+        self, batch: Batch, latents: Codes, past: Past
     ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, ""]]:
         """x̂, put together from the slowest group to the fastest, and λ_s·L_s of the sums on the way."""
-        groups = list(zip(latents.split(self.sizes, dim=-1), self.W_dec.split(self.sizes), strict=True))
+        made = self.written_by_group(latents)
         so_far, losses = torch.zeros_like(batch.x), []
-        for number in reversed(range(len(groups))):
-            codes, rows = groups[number]
-            so_far = so_far + self.written(codes, rows)
+        for number in reversed(range(len(made))):
+            so_far = so_far + made[number]
             if number == 0:
                 break  # the last sum is x̂, whose target is x itself
             seen = [past[lag] for lag in (0, *self.lags(self.config.dilations[number]))]
@@ -241,17 +189,22 @@ class MultiScale(SAE):
             losses.append(reconstruction_loss(mean, so_far, batch.valid, batch.n_valid))
         return so_far + self.b_dec, self.config.lambda_scale * torch.stack(losses).mean()
 
-    def sampled_rows(self, step: int) -> tuple[Float[Tensor, "R D"], Int[Tensor, " R"]]:
-        """Decoder rows of a step, at most `SEPARATION_ROWS` of each group, with the group's number."""
+    def written_by_group(self, latents: Codes) -> list[Float[Tensor, "B T D"]]:
+        """What each group writes."""
+        if isinstance(latents, Kept):
+            return list(latents.times_by_block(self.W_dec, self.sizes).unbind(2))
+        groups = zip(latents.split(self.sizes, dim=-1), self.W_dec.split(self.sizes), strict=True)
+        return [self.written(codes, rows) for codes, rows in groups]
+
+    def sampled_rows(self, step: int) -> list[Float[Tensor, "_ D"]]:
+        """Decoder rows of a step, at most `SEPARATION_ROWS` of each group, group by group."""
         device = self.W_dec.device  # drawn there: a copy would wait for it
         generator = generator_of(self.seed, step, device)
-        first, chosen, group = 0, [], []
-        for number, size in enumerate(self.sizes):
-            rows = torch.randperm(size, generator=generator, device=device)[:SEPARATION_ROWS] + first
-            chosen.append(rows)
-            group.append(torch.full((len(rows),), number, device=device))
+        first, chosen = 0, []
+        for size in self.sizes:
+            chosen.append(torch.randperm(size, generator=generator, device=device)[:SEPARATION_ROWS] + first)
             first += size
-        return self.W_dec[torch.cat(chosen)], torch.cat(group)
+        return list(self.W_dec[torch.cat(chosen)].split([len(rows) for rows in chosen]))
 
     @torch.no_grad()
     def inner_figures(self) -> dict[str, Tensor]:
@@ -275,23 +228,3 @@ class MultiScale(SAE):
 
     def fold_extra(self, scale: Tensor) -> None:
         self.sparsity.fold(scale)
-
-
-def two_sided(tap: int) -> int:
-    """Dilations that tap 1, 2, 3, 4, … looks back with `causal` off: 1, −1, 2, −2, …"""
-    return (tap + 1) // 2 * (1 if tap % 2 else -1)
-
-
-def shifted(values: Float[Tensor, "B T D"], lag: int) -> Float[Tensor, "B T D"]:
-    """At each place the value `lag` places before it (after it, for a lag below 0), 0 beyond the window's ends."""
-    n = values.shape[1]
-    lag = max(min(lag, n), -n)
-    return torch.nn.functional.pad(values[:, max(-lag, 0) : n - max(lag, 0)], (0, 0, max(lag, 0), max(-lag, 0)))
-
-
-def linked(batch: Batch, lag: int) -> Bool[Tensor, "B T"]:
-    """Whether the place that `shifted` takes from is in the window, valid and in the same document."""
-    places = torch.arange(batch.valid.shape[1], device=batch.valid.device)
-    other = (places - lag).clamp(0, len(places) - 1)
-    inside = other == places - lag
-    return inside & batch.valid[:, other] & (batch.doc[:, other] == batch.doc)

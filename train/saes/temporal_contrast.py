@@ -25,6 +25,7 @@ from train.saes.contrast import Drawn, Positives, difference, draw, info_nce, lo
 from train.saes.kept import FEW, Codes, Kept
 from train.saes.momentum import SlowEncoder, take_sizes
 from train.saes.parts import generator_of
+from train.saes.rows import rows_at
 from train.schedule import Clock
 
 HEAD_WIDTH = 128
@@ -175,10 +176,10 @@ class TemporalContrast(nn.Module):
     ) -> tuple[list[Float[Tensor, ""]], Bool[Tensor, " A"]]:
         """The L1 form of each window, and which anchors have an active feature that counts."""
         counted, x, anchors = self.density <= self.config.density_limit, batch.x.flatten(0, 1), drawn.anchors
-        own, losses = rows[anchors] * counted, []
+        own, losses = rows_at(rows, anchors) * counted, []
         for positives, chosen in drawn.positives:
             alike = cosine_similarity(x[anchors][:, None], x[positives], dim=-1)
-            losses.append(difference(own[:, None], rows[positives] * counted, alike, chosen))
+            losses.append(difference(own[:, None], rows_at(rows, positives) * counted, alike, chosen))
         return losses, own.detach().any(1)
 
     def info_nce(
@@ -186,8 +187,12 @@ class TemporalContrast(nn.Module):
     ) -> tuple[list[Float[Tensor, ""]], Bool[Tensor, " A"]]:
         """InfoNCE of each window, from both sides if `symmetric`, and which anchors have an embedding."""
         config, places, n = self.config, drawn.places, len(drawn.anchors)
-        keys = self.embed(rows[places]) if self.slow is None else self.slow_keys(self.slow, batch, places, threshold)
-        z = keys[:n] if self.slow is None else self.embed(rows[drawn.anchors])
+        if self.slow is None:
+            keys = self.embed(rows_at(rows, places))
+            z = keys[:n]
+        else:
+            keys = self.slow_keys(self.slow, batch, places, threshold)
+            z = self.embed(rows_at(rows, drawn.anchors))
         allowed = torch.cat([drawn.doc, self.negative_docs]) != drawn.doc[:n, None]
         if not config.same_document:
             allowed = torch.ones_like(allowed)
@@ -198,7 +203,7 @@ class TemporalContrast(nn.Module):
         scores = self.similarity(z, keys, held)[:, None]
         negatives, count, losses = log_sum_of_negatives(scores, allowed), allowed.sum(-1), []
         for positives, counts in drawn.positives:
-            theirs = self.embed(rows[positives.flatten()]).unflatten(0, positives.shape)
+            theirs = self.embed(rows_at(rows, positives.flatten())).unflatten(0, positives.shape)
             chosen = counts & live[:, None] & (theirs != 0).any(-1)
             similarity = (z[:, None] * theirs).sum(-1) / config.tau
             others = allowed

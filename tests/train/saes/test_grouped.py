@@ -115,6 +115,14 @@ def cases() -> list[Any]:
             {"no_attention": True, "no_position": True},
             {"no_dec_temporal": True},
         ],
+        "multiscale": [
+            {},
+            {"sparsity": "budgets", "token_weights": True, "kernel": 4, "lambda_decorrelation": 0.5},
+            {"causal": False, "k_anneal": 0.9},
+            {"convolution": "none", "lambda_sep": 0.0},
+            {"dilations": (3,), "lambda_decorrelation": 0.5},
+            {"dilations": (1, 3, 5), "lambda_scale": 0.0},
+        ],
     }
     return [(variant, each) for variant, several in options.items() for each in several]
 
@@ -125,7 +133,7 @@ def test_a_step_with_the_kept_codes_is_the_plain_one(variant: str, options: dict
     assert isinstance(kept.output.latents, Kept)
 
 
-@pytest.mark.parametrize("variant", ["contrastive", "relational"])
+@pytest.mark.parametrize("variant", ["contrastive", "relational", "multiscale"])
 @pytest.mark.parametrize("circumstances", [{"dead": 0.0}, {"some_invalid": False}, {"progress": 0.0}], ids=str)
 def test_so_it_is_without_dead_latents_or_gaps_and_at_the_start(variant: str, circumstances: dict[str, object]) -> None:
     check_alike(variant, {}, **circumstances)
@@ -136,6 +144,8 @@ def test_so_it_is_without_dead_latents_or_gaps_and_at_the_start(variant: str, ci
     [
         ("contrastive", {"sparsity": "l1"}),
         ("contrastive", {"head": "learned"}),
+        ("multiscale", {"sparsity": "l1"}),
+        ("multiscale", {"convolution": "mixture"}),
     ],
     ids=str,
 )

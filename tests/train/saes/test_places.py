@@ -70,6 +70,24 @@ def test_values_are_added_at_indices_that_are_named_often() -> None:
     assert flat.tolist() == [1, 3, 1, 6]
 
 
+def test_places_in_ascending_order_are_the_same_ones() -> None:
+    places = keep_top_k(random(N, L), 7)
+    assert not bool((places.column.view(N, 7).diff(dim=1) > 0).all())
+    ascending = places.ascending()
+    assert bool((ascending.column.view(N, 7).diff(dim=1) > 0).all())
+    assert torch.equal(ascending.first, places.first)
+    assert torch.equal(ascending.column, places.column.view(N, 7).sort(dim=1).values.flatten())
+
+
+def test_rows_are_cut_where_blocks_end() -> None:
+    places = keep_batch_top_k(random(N, L), 200)
+    blocks = places.by_block([5, 1, 14, 20])
+    assert blocks.n_rows == 4 * N
+    block = torch.tensor([0] * 5 + [1] + [2] * 14 + [3] * 20)[places.column]
+    assert torch.equal(blocks.row, 4 * places.row + block)
+    assert torch.equal(blocks.column, places.column)
+
+
 def test_top_k_of_some_looks_at_no_others() -> None:
     u, some = random(N, L), torch.zeros(L, dtype=torch.bool)
     some[[2, 11, 30]] = True

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from tests.train.saes.scaled import B, D, T, group_of, new, packed, randn
 from train.saes import multiscale as module
-from train.saes.separation import correlation, separation
+from train.saes.kept import Kept
+from train.saes.separation import correlation, energies_of, separation
 from train.schedule import Clock
 
 
@@ -26,21 +27,48 @@ def slow_separation(rows: Tensor, group: list[int]) -> float:
 def test_separation_agrees_with_a_slow_reference() -> None:
     rows, group = randn(18, D), [group_of(latent) for latent in range(18)]
     rows /= rows.norm(dim=-1, keepdim=True)
-    got = separation(rows, torch.tensor(group)).item()
+    got = separation(rows.split([5, 5, 4, 4])).item()
     assert got == pytest.approx(slow_separation(rows, group), rel=1e-5)
     # by hand: two rows at 60° in different groups, cos² = ¼, and nobody else in either group
     pair = torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5]])
-    assert separation(pair, torch.tensor([0, 1])).item() == pytest.approx(0.25)
-    assert separation(pair, torch.tensor([0, 0])).item() == pytest.approx(0.125)
-    assert separation(-pair * torch.tensor([[1.0], [-1.0]]), torch.tensor([0, 1])).item() == 0.0  # pointing apart
+    assert separation(pair.split(1)).item() == pytest.approx(0.25)
+    assert separation([pair]).item() == pytest.approx(0.125)
+    assert separation((-pair * torch.tensor([[1.0], [-1.0]])).split(1)).item() == 0.0  # pointing apart
+
+
+def test_gradients_of_separation_are_those_through_all_cosines() -> None:
+    rows = torch.nn.functional.normalize(randn(18, D), dim=-1)
+    rows[3] = -rows[:3].mean(0)  # nobody of its own group is near
+    group = torch.tensor([group_of(latent) for latent in range(18)])
+    ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    separation(ours.split([5, 5, 4, 4])).backward()
+    cosines, same = (theirs @ theirs.t()).clamp_min(0), group[:, None] == group
+    across = cosines.masked_fill(same, 0).amax(1).square().mean()
+    within = cosines.masked_fill(~same, 0).fill_diagonal_(0).amax(1).square().mean()
+    (across + within / 2).backward()
+    assert ours.grad is not None
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+def test_separation_of_rows_that_are_no_numbers_is_none() -> None:
+    rows = torch.nn.functional.normalize(randn(18, D), dim=-1)
+    rows[4, 2] = torch.nan
+    assert separation(rows.split([5, 5, 4, 4])).isnan()
+
+
+def test_energies_of_kept_codes_are_those_of_all() -> None:
+    codes = randn(2, 6, 18).relu() * (randn(2, 6, 18, seed=1) > 0.8)
+    kept = Kept.of(codes, codes.flatten().nonzero().squeeze(-1))
+    assert torch.allclose(energies_of(kept, [5, 5, 4, 4]), energies_of(codes, [5, 5, 4, 4]), atol=1e-6)
+    assert energies_of(codes, [5, 5, 4, 4])[1, 3, 1] == codes[1, 3, 5:10].square().sum()
 
 
 def test_products_of_separation_are_float32_under_autocast() -> None:
-    rows, group = torch.nn.functional.normalize(randn(18, D), dim=-1), torch.tensor([group_of(i) for i in range(18)])
+    rows = torch.nn.functional.normalize(randn(18, D), dim=-1).split([5, 5, 4, 4])
     energies, valid = randn(3, 5, 4).square(), torch.ones(3, 5, dtype=torch.bool)
-    exact = separation(rows, group), correlation(energies, valid, 15)
+    exact = separation(rows), correlation(energies, valid, 15)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(separation(rows, group), exact[0])
+        assert torch.equal(separation(rows), exact[0])
         assert torch.equal(correlation(energies, valid, 15), exact[1])
 
 
@@ -57,18 +85,18 @@ def test_separation_is_taken_every_fourth_step_and_counts_four_times() -> None:
 def test_sampled_rows_depend_on_seed_and_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEPARATION_ROWS", 3)
     sae = new()
-    rows, group = sae.sampled_rows(8)
+    groups = sae.sampled_rows(8)
+    rows = torch.cat(groups)
     torch.manual_seed(1)
     torch.rand(5)
-    again, _ = new().sampled_rows(8)
-    assert torch.equal(rows, again)
-    assert group.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
+    assert torch.equal(rows, torch.cat(new().sampled_rows(8)))
+    assert [len(group) for group in groups] == [3, 3, 3, 3]
     found = [(sae.W_dec == row).all(1).nonzero().item() for row in rows]
-    assert [group_of(int(latent)) for latent in found] == group.tolist()
+    assert [group_of(int(latent)) for latent in found] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert len(set(found)) == 12
-    assert not torch.equal(rows, sae.sampled_rows(12)[0])
+    assert not torch.equal(rows, torch.cat(sae.sampled_rows(12)))
     sae.seed = 2**40  # the same in the 32 bits that torch takes of a seed
-    assert not torch.equal(rows, sae.sampled_rows(8)[0])
+    assert not torch.equal(rows, torch.cat(sae.sampled_rows(8)))
 
 
 def test_correlation_is_that_of_valid_tokens() -> None:
