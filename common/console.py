@@ -6,6 +6,7 @@ import io
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from common.stopping import Stop
 
 LINE_EVERY_S = 10.0
 DRAW_EVERY_S = 0.2
+RECENT_S, LEAST_MARKS = 30.0, 10
+MARK_EVERY_S = 1.0
 
 
 def run_command(command: click.Command, stop: Stop) -> None:
@@ -94,26 +97,42 @@ def format_bytes(size: float) -> str:
 
 
 class Progress:
-    """One line that is rewritten on a terminal, and a plain line every ten seconds elsewhere."""
+    """One line that is rewritten on a terminal, and a plain line every ten seconds elsewhere.
+
+    Attributes:
+        marks: when so much was done, oldest first; what is left is reckoned from the last half minute, for an average
+            since the start says little once other work comes or goes.
+    """
 
     def __init__(self, label: str, total: int, done: int = 0, shown: bool = True) -> None:
         self.label, self.total, self.shown = label, total, shown
-        self.start_done, self.started = done, time.monotonic()
+        self.started = time.monotonic()
+        self.marks = deque([(self.started, done)])
         self.live = sys.stderr.isatty()
         self.next_draw = self.started if self.live else self.started + LINE_EVERY_S
 
-    def update(self, done: int, detail: str) -> None:
-        """Draw `label 42 % · detail · ETA`, if it is time to."""
+    def rate(self, done: int) -> float:
+        """How much is done per second lately: over the last half minute, or ten marks where they go back further."""
         now = time.monotonic()
-        if now < self.next_draw:
+        while len(self.marks) > LEAST_MARKS and now - self.marks[1][0] >= RECENT_S:
+            self.marks.popleft()
+        then, before = self.marks[0]
+        if now - self.marks[-1][0] >= MARK_EVERY_S and done > self.marks[-1][1]:
+            self.marks.append((now, done))
+        return (done - before) / max(now - then, 1e-9)
+
+    def update(self, done: int, detail: str) -> None:
+        """Draw `label 42 % · detail · ETA`, if it is time to; the end is for `close` to draw."""
+        now = time.monotonic()
+        if now < self.next_draw or done >= self.total:
             return
         self.next_draw = now + (DRAW_EVERY_S if self.live else LINE_EVERY_S)
-        self.draw(done, detail, now)
+        self.draw(done, detail)
 
-    def draw(self, done: int, detail: str, now: float) -> None:
+    def draw(self, done: int, detail: str) -> None:
         if not self.shown:
             return
-        rate = (done - self.start_done) / max(now - self.started, 1e-9)
+        rate = self.rate(done)
         left = f" · {format_seconds((self.total - done) / rate)} left" if rate > 0 and done < self.total else ""
         line = f"{self.label} {100 * done / max(self.total, 1):3.0f} % · {detail}{left}"
         sys.stderr.write(f"\r\x1b[2K{line}" if self.live else f"{line}\n")
@@ -121,7 +140,7 @@ class Progress:
 
     def close(self, done: int, detail: str) -> None:
         """The last line, always drawn."""
-        self.draw(done, detail, time.monotonic())
+        self.draw(done, detail)
         if self.live and self.shown:
             sys.stderr.write("\n")
             sys.stderr.flush()

@@ -38,7 +38,7 @@ class Tally:
     def add(self, tokens: int) -> None:
         """Count tokens, and draw the line if it is time to."""
         self.tokens += tokens
-        self.progress.update(self.tokens, self.describe())
+        self.progress.update(self.tokens, self.describe(self.progress.rate(self.tokens)))
 
     def add_remote(self, done: ChunkDone, n_workers: int, tokens: int) -> None:
         """Count what a worker did."""
@@ -52,13 +52,17 @@ class Tally:
     def close(self) -> None:
         """Draw the last line, if there was anything to do."""
         if self.progress.total:
-            self.progress.close(self.tokens, self.describe())
+            self.progress.close(self.tokens, self.describe(self.tokens / max(self.elapsed, 1e-9)))
 
-    def describe(self) -> str:
-        """`412,000 tokens · 9,120 tok/s · 0.02 GB/s · waited 0 % (model binds)`."""
-        elapsed = max(self.elapsed, 1e-9)
-        rate = f"{self.tokens / elapsed:,.0f} tok/s · {self.written_bytes / elapsed / 1e9:.3f} GB/s"
-        return f"{self.tokens:,} tokens · {rate} · waited {self.waited_s / elapsed:.0%} ({self.binds()} binds)"
+    def describe(self, rate: float) -> str:
+        """`412,000 tokens · 9,120 tok/s · 0.02 GB/s · waited 0 % (model binds)`.
+
+        Args:
+            rate: tokens per second; bytes go as they do.
+        """
+        speed = f"{rate:,.0f} tok/s · {rate * self.written_bytes / max(self.tokens, 1) / 1e9:.3f} GB/s"
+        waited = f"waited {self.waited_s / max(self.elapsed, 1e-9):.0%} ({self.binds()} binds)"
+        return f"{self.tokens:,} tokens · {speed} · {waited}"
 
     def binds(self) -> str:
         """What the harvest would be faster without: the model, unless it waited for more than a tenth of the time."""

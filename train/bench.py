@@ -195,4 +195,5 @@ def name_of(device: torch.device) -> str:
     """The GPU's name, or the processor's kind and how many threads it is used with."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {threads} thread{'s' * (threads > 1)}"

@@ -252,7 +252,7 @@ def train(run: Run) -> None:
         if step % run.checkpoint_every == 0 and step < n_steps:
             checkpoint(run, step)
         heartbeat.beat()
-        progress.update(step, describe(lines, step, pace))
+        progress.update(step, describe(lines, progress.rate(step) * run.config.batch_size, pace))
     run.sitting.steps += step - first
     if step < n_steps and run.stop.asked:  # saved by `record_end`, not looked at: nothing is to depend on stops
         raise Interrupted(
@@ -261,7 +261,7 @@ def train(run: Run) -> None:
     checkpoint(run, step)
     note_status(run)
     if step > first:
-        progress.close(step, describe(lines, step, pace))
+        progress.close(step, describe(lines, pace.tokens_per_s(step), pace))
 
 
 def train_step(run: Run, step: int) -> None:
@@ -355,7 +355,7 @@ def quick_look(run: Run, learner: Learner) -> dict[str, float]:
     return evaluate_heldout(learner.whole_sae(), run.sample[window])
 
 
-def describe(lines: dict[str, dict[str, Any]], step: int, pace: Pace) -> str:
+def describe(lines: dict[str, dict[str, Any]], tokens_per_s: float, pace: Pace) -> str:
     """`topk loss 0.12 L0 32 EV 0.91 · 21,000 tok/s · 0.02 GB/s · waited 1 %`."""
     parts = [
         f"{name} loss {line['loss']:.4f} L0 {line['l0']:.1f} EV {line['explained_variance'] or 0:.3f}"
@@ -363,5 +363,5 @@ def describe(lines: dict[str, dict[str, Any]], step: int, pace: Pace) -> str:
     ]
     if len(lines) > 3:
         parts.append(f"+{len(lines) - 3} more")
-    speed = f"{pace.tokens_per_s(step):,.0f} tok/s · {pace.bytes_per_s() / 1e9:.3f} GB/s"
+    speed = f"{tokens_per_s:,.0f} tok/s · {pace.bytes_per_s() / 1e9:.3f} GB/s"
     return " · ".join([*parts, speed, f"waited {pace.wait_share():.0%}"])

@@ -118,6 +118,46 @@ def test_progress_draws_plain_lines_rarely_and_the_last_always(
     assert capsys.readouterr().err == "harvest  25 % · 5 tok/s · 30 s left\nharvest 100 % · done\n"
 
 
+def test_what_is_left_follows_the_last_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    progress, done = Progress("harvest", 10_000), 0
+    for seconds, per_second in ((100, 2), (40, 20)):
+        for _ in range(seconds):
+            now[0] += 1.0
+            done += per_second
+            progress.rate(done)
+    assert progress.rate(done) == 20.0  # (200 + 800) / 140 since the start
+    now[0] += 100.0
+    assert progress.rate(done) == pytest.approx(9 * 20 / 109)  # falls while nothing is done: ten marks are left
+    assert len(progress.marks) < 40
+
+
+def test_a_rate_of_rare_steps_is_that_of_the_last_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    progress = Progress("eval", 10)
+    for done in (1, 2, 3):
+        now[0] += 60.0
+        progress.rate(done)
+    now[0] += 45.0
+    assert progress.rate(3) == pytest.approx(3 / 225)
+    for done in range(4, 24):
+        now[0] += 120.0
+        rate = progress.rate(done)
+    assert rate == pytest.approx(1 / 120)
+
+
+def test_the_end_is_drawn_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    now = [100.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    progress = Progress("harvest", 200)
+    now[0] += 11.0
+    progress.update(200, "done")
+    progress.close(200, "done")
+    assert capsys.readouterr().err == "harvest 100 % · done\n"
+
+
 def test_run_command_names_the_file_that_cannot_be_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

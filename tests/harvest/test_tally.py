@@ -24,7 +24,7 @@ def test_tally_says_what_binds(waited: float, read: float, model: float, write: 
     progress.started -= 100.0
     tally = Tally(progress, waited_s=waited, read_s=read, model_s=model, write_s=write)
     assert tally.binds() == binds
-    assert tally.describe().endswith(f"waited {waited:.0f}% ({binds} binds)")
+    assert tally.describe(0.0).endswith(f"waited {waited:.0f}% ({binds} binds)")
 
 
 def test_tally_of_a_cluster_waits_where_its_workers_model_is_idle() -> None:

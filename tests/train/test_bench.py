@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from common.config import build
 from common.errors import ConfigError, Interrupted
 from common.stopping import Stop
-from train.bench import ROUND, STEP, bench, learner_for, median_ratio, products_of, sentences, step_of
+from train.bench import ROUND, STEP, bench, learner_for, median_ratio, name_of, products_of, sentences, step_of
 from train.cli import cli
 from train.config import BenchConfig
 
@@ -95,3 +95,9 @@ def test_the_command_prints_a_table_or_json() -> None:
     (record,) = json.loads(as_json.stdout)
     assert {"variant", "tokens_per_s", "fraction_of_floor"} <= record.keys()
     assert record["variant"] == "batchtopk"
+
+
+@pytest.mark.parametrize(("threads", "said"), [(1, "1 thread"), (2, "2 threads")])
+def test_processor_is_named_with_its_threads(threads: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert name_of(torch.device("cpu")).endswith(f", {said}")
