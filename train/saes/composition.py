@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import embedding, softplus
 
 from train.saes.entrywise import products_at
 from train.saes.kept import Kept
@@ -76,7 +76,8 @@ def nearest_part(
     """
     parts = heaviest(logits, candidates)
     with torch.autocast(logits.device.type, enabled=False):
-        cosines = torch.einsum("upd,ud->up", lower[parts].float(), upper.float())
+        # an embedding's gradient is added up in one order, that of indexing in any, and in three times the time
+        cosines = torch.einsum("upd,ud->up", embedding(parts, lower).float(), upper.float())
     return cosines.amax(1)
 
 

@@ -103,6 +103,21 @@ def test_the_nearest_part_is_one_of_the_four_heaviest(nearest: NearestPart) -> N
     assert one.tolist() == pytest.approx([0.6, 0.6])
 
 
+def test_the_nearest_part_has_the_same_gradient_at_every_call() -> None:
+    logits, lower, upper = randn(1500, 8), randn(50, 256).requires_grad_(), randn(1500, 256)
+    candidates = torch.rand(1500, 50, generator=torch.Generator().manual_seed(0)).topk(8).indices
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(2)  # which must not add in any order
+    try:
+        gradients = []
+        for _ in range(20):
+            nearest = composition.nearest_part(logits, candidates, lower, upper)
+            gradients += torch.autograd.grad(nearest.square().sum(), lower)
+    finally:
+        torch.set_num_threads(n_threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)
+
+
 def test_group_sparsity_agrees_with_a_slow_reference() -> None:
     upper, lower = randn(5, 1, 3).relu(), randn(5, 1, 6, seed=1).relu()
     candidates = torch.tensor([[0, 1, 2], [1, 2, 3], [3, 4, 0]])  # nobody has 5
