@@ -9,29 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.collective import (
-    all_latents,
-    all_sums,
-    before_this_rank,
-    over_latents,
-    over_ranks,
-    sum_gradients_,
-)
+from train.collective import sum_gradients_
 from train.config import Kernels, LearnerConfig
 from train.data.batch import Batch
 from train.optim import can_fuse, fused_update_, make_optimizer, parameters_of, plain_update_, set_lr
 from train.recording import Recorder
-from train.saes.base import SAE, Batches, KeptConfig, Output
-from train.saes.kept import Codes, Kept, sparse_pays
-from train.saes.parts import masked
+from train.saes.base import SAE, Batches, KeptConfig
+from train.saes.kept import sparse_pays
 from train.schedule import Clock, dead_after, default_lr, lr_factor
 from train.sharding import DIMENSIONS, Shards
-from train.sums import Sums, dense_share, explained_variance
+from train.tally import Counted, Tally
 
 LOOK_EVERY = 16  # steps
-JUDGED_STEPS = 10  # explained variance of fewer steps than this ends nobody
-CARRIED = ("steps", "tokens", "x", "x2", "error2")
-SAMPLE_EVERY, SAMPLE_TOKENS = 4, 256  # looked at latent by latent: all tokens of every step would cost 2 to 5 % of it
 
 
 class Learner:
@@ -46,9 +35,7 @@ class Learner:
         shards: how its latents lie on ranks; the SAE that it is given lies so already. Steps are plain then.
         recorder: plays steps again that are alike; None where they are taken one by one.
         looks: whether the host lists the latents that may be dead now and then, since asking at every step would wait.
-        last_loss: the last finite total loss, a scalar on the device; NaN before the first step.
-        quiet_steps: [2] on the device: steps with L0 below 1 in a row until now, and at most so far.
-        judged_ev: explained variance over at least `JUDGED_STEPS` steps, from `read_metrics`; None if there is none.
+        tally: what its steps come to.
         alarms: what was odd, by kind, as it was first said.
         best_ev, best_step: of its checkpoints, by held-out explained variance.
     """
@@ -84,10 +71,7 @@ class Learner:
         self.step = 0
         self.state, self.reason = "running", ""
         self.alarms: dict[str, str] = {}
-        self.sums = Sums()
-        self.last_loss = torch.full((), torch.nan, device=device, dtype=torch.float64)
-        self.quiet_steps = torch.zeros(2, device=device, dtype=torch.int64)
-        self.judged_ev: float | None = None
+        self.tally = Tally(self.sae, device)
         self.best_ev: float | None = None
         self.best_step: int | None = None
         self.seconds = 0.0
@@ -119,12 +103,11 @@ class Learner:
             self._look_for_dead(clock)
             take = functools.partial(self._take_step, clock)
             if self.recorder is None:
-                codes, fired = take(batch)
+                counted = take(batch)
             else:
-                codes, fired = self.recorder.step(take, batch, self.sae.host_facts(clock))
+                counted = self.recorder.step(take, batch, self.sae.host_facts(clock))
             self.step += 1
-            self.sums.count(batch.n_valid)
-            self._count_firing(codes, fired, batch)
+            self.tally.count(counted, batch, self.step)
 
     def join(self) -> None:
         """Whatever is queued from here on comes after this learner's steps."""
@@ -143,11 +126,8 @@ class Learner:
             if self.recorder is not None:
                 self.recorder.forget()
 
-    def _take_step(self, clock: Clock, batch: Batch) -> tuple[Codes, Tensor | None]:
-        """The part of a step that is the device's alone; the codes, and how often each latent fired, if that is known.
-
-        What it is told by the host must be in `SAE.host_facts`.
-        """
+    def _take_step(self, clock: Clock, batch: Batch) -> Counted:
+        """The part of a step that is the device's alone: what it is told by the host must be in `SAE.host_facts`."""
         scaled = batch.with_x(batch.x * self.sae.scale)
         with torch.autocast(self.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             output = self.sae.training_pass(scaled, clock)
@@ -157,7 +137,7 @@ class Learner:
         sum_gradients_(self.parameters, self.everywhere)
         norm = self._update()
         self.sae.after_step(clock)
-        return output.latents, self._record(scaled, output, total.detach(), norm)
+        return self.tally.add(scaled, output, total.detach(), norm)
 
     def unit_rows(self) -> list[Tensor]:
         """The matrices whose rows are kept at unit norm."""
@@ -189,99 +169,9 @@ class Learner:
                 state["exp_avg"].masked_fill_(mask, 0.0)
                 squares.copy_(torch.where(mask, (squares * stays).sum() / stays.sum(), squares))
 
-    @torch.no_grad()
-    def _record(self, batch: Batch, output: Output, total: Tensor, norm: Tensor) -> Tensor | None:
-        kept = masked(batch.x, batch.valid, batch.n_valid)
-        errors = masked(batch.x - output.reconstruction, batch.valid, batch.n_valid)
-        fired = output.latents.fired() if isinstance(output.latents, Kept) else None
-        own = {"x": kept.sum((0, 1)), "x2": kept.square().sum(), "error2": errors.square().sum()}
-        whole = all_sums(own | self._count_active(output.latents, fired, batch))
-        for name, value in whole.items():
-            self.sums.add(name, value)
-        active = whole["l0"]
-        quiet = torch.where(active < batch.n_valid, self.quiet_steps[0] + 1, 0)
-        self.quiet_steps.copy_(torch.stack([quiet, torch.maximum(quiet, self.quiet_steps[1])]))
-        self.sums.add("loss", total)
-        for name, part in output.parts.items():
-            self.sums.add(f"part/{name}", part)
-        for name, value in output.extra.items():
-            self.sums.add(f"extra/{name}", value)
-        self.sums.add("grad_norm", norm)
-        self.sums.largest("grad_norm_max", norm)
-        self.last_loss.copy_(torch.where(torch.isfinite(total), total.double(), self.last_loss))
-        return fired
-
-    def _count_active(self, codes: Codes, fired: Tensor | None, batch: Batch) -> dict[str, Tensor]:
-        """How many codes are above 0, by group as well, and what they add up to."""
-        groups = self.sae.groups() or {"": slice(None)}
-        if isinstance(codes, Kept):
-            assert fired is not None
-            found = {"l1": codes.values.sum()}
-            counts = {name: fired[place].sum() for name, place in groups.items()}
-        else:
-            latents = masked(codes, batch.valid, batch.n_valid)
-            found = {"l1": over_latents(latents.sum())}
-            # a third of the time of a sum over a comparison
-            counts = {name: over_latents(torch.count_nonzero(latents[..., place])) for name, place in groups.items()}
-        found["l0"] = torch.stack(list(counts.values())).sum()
-        return found | {f"group/{name.replace(' ', '_')}": count for name, count in counts.items() if name}
-
-    @torch.no_grad()
-    def _count_firing(self, codes: Codes, fired: Tensor | None, batch: Batch) -> None:
-        """On how many tokens each latent is active: of a sample now and then where that is not known of all."""
-        if fired is not None:
-            found = {"firing": fired, "sampled": batch.valid.sum()}
-        elif self.step % SAMPLE_EVERY == 0 or "firing" not in self.sums.values:
-            assert isinstance(codes, Tensor)
-            found = self._sample_firing(codes, batch)
-        else:
-            return
-        for name, value in all_sums(found).items():
-            self.sums.add(name, value)
-
-    def _sample_firing(self, latents: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """On how many tokens of a sample each latent is active: every n-th token, from another one each time."""
-        n_tokens = latents.shape[0] * latents.shape[1]
-        stride = max(over_ranks(n_tokens) // SAMPLE_TOKENS, 1)
-        chosen = slice((self.step // SAMPLE_EVERY - before_this_rank(n_tokens)) % stride, None, stride)
-        valid = batch.valid.flatten()[chosen]
-        active = (latents.flatten(0, 1)[chosen] > 0) & valid[:, None]
-        return {"firing": all_latents(active.sum(0)), "sampled": valid.sum()}
-
     def read_metrics(self) -> dict[str, Any]:
-        """Means over the steps since the last reading; waits for the device, then starts the sums anew.
-
-        Loss parts are in scaled units (unit mean squared input norm); l1 is in raw units.
-        """
-        sums = self.sums.read()
-        steps, tokens = float(sums["steps"]), float(sums["tokens"])
-        self._judge(sums)
-        metrics: dict[str, Any] = {
-            "step": self.step,
-            "loss": float(sums["loss"]) / steps,
-            "explained_variance": explained_variance(sums),
-            "l0": float(sums["l0"]) / tokens,
-            "l1": float(sums["l1"]) / tokens / float(self.sae.scale),
-            "grad_norm": float(sums["grad_norm"]) / steps,
-            "grad_norm_max": float(sums["grad_norm_max"]),
-            "dense": dense_share(sums),
-        }
-        for name, value in sums.items():
-            kind, _, rest = name.partition("/")
-            if kind in ("part", "extra"):
-                metrics[f"loss_{rest}" if kind == "part" else rest] = float(value) / steps
-            elif kind == "group":
-                metrics[f"l0_{rest}"] = float(value) / tokens
-        return metrics | {name: float(value) for name, value in self.sae.inner_figures().items()}
-
-    def _judge(self, sums: dict[str, Tensor]) -> None:
-        """Start the sums anew; those that `judged_ev` needs are carried on until they make up `JUDGED_STEPS`."""
-        whole = {name: sums[name] + sums.get(f"carried/{name}", 0) for name in CARRIED}
-        enough = float(whole["steps"]) >= JUDGED_STEPS
-        self.judged_ev = explained_variance(whole) if enough else None
-        self.sums.restart()
-        if not enough:
-            self.sums.values |= {f"carried/{name}": value.to(self.device) for name, value in whole.items()}
+        """What a metrics line says of the steps since the last one: see `Tally.read`."""
+        return {"step": self.step} | self.tally.read()
 
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
@@ -291,7 +181,7 @@ class Learner:
         for number, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 optimizer[f"{number}.{name}"] = self._whole(self.names[number], torch.as_tensor(value))
-        sums = self.sums.tensors() | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
+        sums = self.tally.tensors()
         if self.sae.may_die is not None:
             sums["may_die"] = self.sae.may_die
         weights = {name: self._whole(name, value) for name, value in self.sae.state_dict().items()}
@@ -332,13 +222,12 @@ class Learner:
             number, _, name = key.partition(".")
             state.setdefault(int(number), {})[name] = self._own(self.names[int(number)], value)
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        sums = {name: value.to(self.device) for name, value in tensors["sums"].items()}
-        self.last_loss, self.quiet_steps = sums.pop("last_loss"), sums.pop("quiet_steps")
+        sums = dict(tensors["sums"])
         may_die = sums.pop("may_die", None)
-        self.sae.may_die = may_die if self.looks else None
+        self.sae.may_die = may_die.to(self.device) if may_die is not None and self.looks else None
+        self.tally.restore(sums)
         if self.recorder is not None:
             self.recorder.forget()
-        self.sums = Sums(sums)
         self.step, self.state, self.reason = facts["step"], facts["state"], facts["reason"]
         self.alarms = dict(facts["alarms"])
         self.best_ev, self.best_step, self.seconds = facts["best_ev"], facts["best_step"], facts["seconds"]
@@ -346,5 +235,5 @@ class Learner:
     @property
     def final_loss(self) -> float | None:
         """The last finite loss; None only when no step was taken."""
-        value = float(self.last_loss)
+        value = float(self.tally.last_loss)
         return value if value == value else None

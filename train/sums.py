@@ -1,12 +1,13 @@
-"""What a learner counts over its steps between two metrics lines."""
+"""Sums over a learner's steps between two metrics lines."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 DENSE = 0.1  # share of tokens, as in suite heldout
-FIRING = ("firing", "sampled")  # not of every step
 
 
 class Sums:
@@ -18,17 +19,15 @@ class Sums:
         values: from `tensors()`.
 
     Attributes:
-        values: float64, by name.
+        values: float64, by name; those not `seen` are 0.
+        seen: the names that were added to.
         steps, tokens: how many steps were added up, and their valid tokens.
     """
 
-    def __init__(self, values: dict[str, Tensor] | None = None) -> None:
+    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
         self.values = dict(values or {})
         self.steps, self.tokens = (int(self.values.pop(name, 0)) for name in ("steps", "tokens"))
-
-    def count(self, n_valid: int) -> None:
-        """One more step."""
-        self.steps, self.tokens = self.steps + 1, self.tokens + n_valid
+        self.seen = set(self.values)
 
     def add(self, name: str, value: Tensor) -> None:
         value = value.detach().double()
@@ -45,10 +44,21 @@ class Sums:
         else:
             self.values[name] = value.clone()
 
+    def count(self, n_valid: int, names: Iterable[str]) -> None:
+        """One more step, which added to these."""
+        self.steps, self.tokens = self.steps + 1, self.tokens + n_valid
+        self.seen.update(names)
+
+    def keep(self, values: Mapping[str, Tensor]) -> None:
+        """Hold some values to the next restart."""
+        self.values |= values
+        self.seen |= values.keys()
+
     def tensors(self) -> dict[str, Tensor]:
         """All there is to know of them."""
         counts = {"steps": self.steps, "tokens": self.tokens}
-        return self.values | {name: torch.tensor(float(count)).double() for name, count in counts.items()}
+        known = {name: value for name, value in self.values.items() if name in self.seen}
+        return known | {name: torch.tensor(count, dtype=torch.float64) for name, count in counts.items()}
 
     def read(self) -> dict[str, Tensor]:
         """Copies of all of them on the host."""
@@ -57,19 +67,18 @@ class Sums:
     def restart(self) -> None:
         """Begin at 0."""
         self.steps = self.tokens = 0
-        for name in FIRING:
-            self.values.pop(name, None)
+        self.seen.clear()
         for value in self.values.values():
             value.zero_()
 
 
-def explained_variance(sums: dict[str, Tensor]) -> float | None:
+def explained_variance(sums: Mapping[str, Tensor]) -> float | None:
     """From sums over steps; None where nothing varies."""
     variance = float(sums["x2"]) - float(sums["x"].square().sum()) / float(sums["tokens"])
     return 1 - float(sums["error2"]) / variance if variance > 0 else None
 
 
-def dense_share(sums: dict[str, Tensor]) -> float | None:
+def dense_share(sums: Mapping[str, Tensor]) -> float | None:
     """Share of latents active on more than a tenth of the tokens sampled; None where none of these was valid."""
     if "firing" not in sums or not sums["sampled"]:  # a checkpoint of before they were counted has none
         return None

@@ -301,7 +301,7 @@ def log(run: Run, step: int, pace: Pace) -> dict[str, dict[str, Any]]:
     """Write each learner's metrics line, and end those that are beyond hope."""
     lines = {}
     for learner in run.active:
-        if learner.step != step or not learner.sums.steps:
+        if learner.step != step or not learner.tally.sums.steps:
             continue  # behind, or restored at this very step with its line already written
         metrics = learner.read_metrics()
         clock = Clock(step - 1, run.amount.n_steps, run.config.batch_size)  # the step these metrics end with
@@ -314,7 +314,7 @@ def log(run: Run, step: int, pace: Pace) -> dict[str, dict[str, Any]]:
         if run.ranks.writes:
             run.metrics_of(learner).append(metrics)
         lines[learner.name] = metrics
-        reason = verdict(metrics, learner.judged_ev, int(learner.quiet_steps[1]), run.amount.n_steps)
+        reason = verdict(metrics, learner.tally.judged_ev, int(learner.tally.quiet_steps[1]), run.amount.n_steps)
         if reason is not None and learner.sae.trained:
             end_learner(run, learner.config, "diverged", reason)
         elif learner.sae.trained:

@@ -273,4 +273,4 @@ def test_a_sparse_step_of_batchtopk_counts_k_a_token() -> None:
     learner = learner_of(new_sae("batchtopk"), 60)
     learner.sae.sparse = True
     learner.train_step(sentences(0, 8), 128)
-    assert float(learner.sums.values["l0"]) / 128 == pytest.approx(K)
+    assert float(learner.tally.sums.values["l0"]) / 128 == pytest.approx(K)

@@ -227,7 +227,7 @@ def test_with_everything_off_it_trains_as_flat_batchtopk() -> None:
         batch = packed(randn(B, T, D, seed=step))
         for learner in (plain, flat):
             learner.train_step(batch, B * T)
-    assert torch.equal(plain.last_loss, flat.last_loss)
+    assert torch.equal(plain.tally.last_loss, flat.tally.last_loss)
     for name, value in flat.sae.named_parameters():
         assert torch.equal(plain.sae.get_parameter(name), value), name
 

@@ -118,7 +118,7 @@ def test_rank_0_is_batchtopk() -> None:
             learner.train_step(packed(randn(B, T, D, seed=step)), B * T)
     ours, theirs = (learner.sae.state_dict() for learner in learners)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert torch.equal(learners[0].last_loss, learners[1].last_loss)
+    assert torch.equal(learners[0].tally.last_loss, learners[1].tally.last_loss)
 
 
 def test_what_the_past_says_is_learned() -> None:

@@ -226,7 +226,7 @@ def test_plain_is_batchtopk() -> None:
     ours, theirs = (learner.sae.state_dict() for learner in learners)
     for name in ("W_enc", "W_dec", "b_enc", "b_dec", "tokens_silent"):
         assert torch.equal(ours[name], theirs[name]), name
-    assert torch.equal(learners[0].last_loss, learners[1].last_loss)
+    assert torch.equal(learners[0].tally.last_loss, learners[1].tally.last_loss)
     assert torch.equal(theirs["sparsity.threshold"], ours["sparsity.threshold"].expand(2))
 
 
