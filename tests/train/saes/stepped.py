@@ -39,12 +39,20 @@ def unlike(sae: SAE) -> None:
 
 
 def stepped(
-    sae: SAE, sparse: bool, progress: float = 0.6, some_invalid: bool = True, dead: float = 0.3, tokens: int = 256
+    sae: SAE,
+    sparse: bool,
+    progress: float = 0.6,
+    some_invalid: bool = True,
+    dead: float = 0.3,
+    tokens: int = 256,
+    quiet: bool = False,
 ) -> Stepped:
-    """A step of an SAE of which a share of the latents is dead, at this share of a run."""
+    """A step at this share of a run, of an SAE of which a share of the latents is dead; `quiet`: none is active."""
     sae.sparse = sparse
     sae.start(1.0, batch_for(sae, 0).x.mean((0, 1)))
     unlike(sae)
+    if quiet:
+        sae.b_enc.data -= 100.0
     generator = torch.Generator().manual_seed(4)
     sae.tokens_silent[torch.rand(sae.d_sae, generator=generator) < dead] = 10**9
     batch = batch_for(sae, 3, tokens)

@@ -26,7 +26,7 @@ from train.saes.kept import Kept
         {"nesting": (0.0, 0.0, 1.0)},
         {"nesting": (0.0, 0.5, 1.0)},
         {"nesting": (0.5, 0.0, 1.0)},
-        {"k_anneal": 0.9},
+        {"k_anneal": 0.9, "window": 16},
         {"living_parts": True},
     ],
 )
@@ -44,6 +44,7 @@ def test_a_step_with_kept_codes_is_the_plain_step(options: dict[str, object]) ->
         {"some_invalid": False},
         {"dead": 0.0},
         {"dead": 1.0},
+        {"quiet": True},
         {"progress": 0.0},  # the low level alone
         {"progress": 0.05, "dead": 0.0},
     ],

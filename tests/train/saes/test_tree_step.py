@@ -25,7 +25,7 @@ DOWN, WIDE, ALONE = {"orientation": "top_down"}, {"shape": "fanout"}, {"coverage
         {"kappa": 0.0},
         {"kappa": 0.0, "l2": 0.0, "kl": 0.0},
         {"nesting": (0.0, 0.0, 1.0)},
-        {"k_anneal": 0.9},
+        {"k_anneal": 0.9, "window": 16},
         ALONE,
         ALONE | DOWN | WIDE,
         ALONE | {"kappa": 0.0, "l2": 0.0, "kl": 0.0},
@@ -46,6 +46,7 @@ def test_a_step_with_kept_codes_is_the_plain_step(options: dict[str, object]) ->
         {"some_invalid": False},
         {"dead": 0.0},
         {"dead": 1.0},
+        {"quiet": True},
         {"progress": 0.01},  # the thresholds' averages begin; no agreement yet
     ],
 )
