@@ -81,7 +81,10 @@ def report(outcome: Any, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("path", type=PathType(local_path))
-@click.option("--texts", default=2, show_default=True, help="Sequences to decode, if the tokenizer is at hand.")
+@click.option(
+    "--texts", default=2, type=click.IntRange(min=0), show_default=True,
+    help="Sequences to decode, if the tokenizer is at hand.",
+)  # fmt: skip
 @click.option("--check", is_flag=True, help="Compute moments and norms again from the data; exit 3 if they differ.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON record instead of tables.")
 def info(path: Path, texts: int, check: bool, as_json: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from common.config import Count, Settings
+from common.config import Count, Seed, Settings
 from common.corpus import CorpusOptions
 from common.errors import ConfigError
 from common.places import Location
@@ -91,7 +91,7 @@ class HarvestConfig(Settings):
         description="Spread the chunks over the workers of this dask scheduler, such as tcp://host:8786.",
     )
     writers: int = Field(2, gt=0, description="Threads that checksum and write chunks.")
-    seed: int = Field(0, description="Order of a corpus's files (local) or shards (hub).")
+    seed: Seed = Field(0, ge=0, description="Order of a corpus's files (local) or shards (hub).")
     out: Location | None = Field(
         None, description="The store, a path or a URL such as s3://; default cache/<model>.zarr."
     )

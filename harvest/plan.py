@@ -106,6 +106,9 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     model = load_model(source, str(device), model_dtype, config.tokenizer)
     if model.context is not None and config.context > model.context:
         raise ConfigError(f"--context {config.context}: {config.model} takes at most {model.context} tokens.")
+    for layer in config.layer:
+        if not 0 <= layer < model.n_layers:
+            raise ConfigError(f"--layer {layer}: {config.model} has layers 0 to {model.n_layers - 1}.")
     names = [RESID_POST.format(layer=layer) for layer in config.layer] + list(config.hook)
     hooks = [model.resolve_hook(name) for name in dict.fromkeys(names)]
     widths = measure_widths(model, hooks)

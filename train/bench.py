@@ -72,7 +72,7 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
         raise ConfigError(f"--batch-size {config.batch_size}: give a multiple of {CONTEXT}, the window of this data.")
     device = resolve_device(config.device)
     precision = resolve_precision(config.precision, device)
-    with enough_memory():
+    with enough_memory(config.d_model, config.d_sae, config.batch_size):
         batch = sentences(config.batch_size, config.d_model).to(device)
         learners = {
             variant: learner_for(variant, config.d_model, config.d_sae, config.k, device, precision, config.kernels)
@@ -114,7 +114,10 @@ def learner_for(
     Raises:
         ConfigError: no such variant, one without training steps, or options that do not fit.
     """
-    cls = variant_class(variant)
+    try:
+        cls = variant_class(variant)
+    except ConfigError as error:
+        raise ConfigError(f"--variant: {error}") from None
     if not cls.trained:
         raise ConfigError(f"--variant {variant}: a reference, which takes no training steps.")
     options = {"d_sae": d_sae} | {name: k for name in ("k", "target_l0") if name in cls.Config.model_fields}

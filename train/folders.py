@@ -34,6 +34,8 @@ def learner_folders(runs: Sequence[Path]) -> list[Path]:
     for run in runs:
         run = run.resolve() if run.name in ("", "..") else run  # its name and its parent are wanted
         found = [run] if (run / "sae").is_dir() else sorted(path.parent for path in run.glob("*/sae"))
+        if not run.exists():
+            raise StoreError(f"{run}: no such folder.")
         if not found:
             raise StoreError(f"{run}: no finished learner here. If the run was stopped: train resume {run}")
         folders += found

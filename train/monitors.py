@@ -15,7 +15,8 @@ QUIET_STEPS = 200
 QUIET_SHARE = 0.2
 BLOWN_UP = -100.0  # explained variance that no run comes back from
 ALARM_SHARE, ALARM_STEPS = 0.2, 2000  # alarms begin after a fifth of the run, at most 2,000 steps
-NOT_AUXILIARY = ("loss_reconstruction", "loss_sparsity", "loss_aux")  # AuxK is near 1 with a handful of dead latents
+# AuxK is near 1 with a handful of dead latents; gated's second reconstruction is as large as its first
+NOT_AUXILIARY = ("loss_reconstruction", "loss_sparsity", "loss_aux", "loss_gate")
 
 
 def verdict(metrics: dict[str, Any], judged_ev: float | None, quiet_steps: int, n_steps: int) -> str | None:
@@ -38,7 +39,8 @@ def verdict(metrics: dict[str, Any], judged_ev: float | None, quiet_steps: int, 
     if judged_ev is not None and step > grace and judged_ev < 0:
         return f"explained variance {judged_ev:.3g} below 0 at step {step}: worse than the mean; lower lr"
     if quiet_steps >= max(min(QUIET_STEPS, QUIET_SHARE * n_steps), 1):
-        return f"L0 below 1 for {quiet_steps} steps in a row by step {step}: collapsed; lower the sparsity penalty"
+        way_out = "lower the sparsity penalty" if "loss_sparsity" in metrics else "lower lr"
+        return f"L0 below 1 for {quiet_steps} steps in a row by step {step}: collapsed; {way_out}"
     return None
 
 

@@ -16,6 +16,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from common.console import format_bytes
 from common.errors import ConfigError, DataError, GranaryError, StoreError
 from train.checkpoint import newest_whole, save_checkpoint
 from train.config import FitConfig
@@ -154,17 +155,31 @@ def told_of(learner: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def enough_memory() -> Iterator[None]:
+def enough_memory(d_model: int, d_sae: int, batch_size: int) -> Iterator[None]:
     """
     Raises:
-        ConfigError: memory does not do for a first step in here.
+        ConfigError: memory does not do for a first step in here; with what it needs.
     """
     try:
         yield
     except RuntimeError as error:
         if not (isinstance(error, torch.OutOfMemoryError) or NO_MEMORY.search(str(error))):
             raise
-        raise ConfigError("out of memory in the first step. Lower --batch-size or --d-sae.") from None
+        learner, step = format_bytes(learner_bytes(d_model, d_sae)), format_bytes(step_bytes(batch_size, d_sae))
+        raise ConfigError(
+            f"out of memory in the first step. d_sae {d_sae:,} at d_model {d_model:,} takes about {learner} with its "
+            f"gradient and Adam, a batch of {batch_size:,} about {step} more. Lower --d-sae or --batch-size."
+        ) from None
+
+
+def learner_bytes(d_in: int, d_sae: int) -> float:
+    """What a learner is counted as: 1.5 times two matrices in float32, each with gradient and Adam's two averages."""
+    return 1.5 * 2 * d_in * d_sae * 4 * FLOAT32_BYTES
+
+
+def step_bytes(batch_size: int, d_sae: int) -> float:
+    """What the tensors of a step are counted as: eight of [batch, d_sae]."""
+    return 8 * batch_size * d_sae * FLOAT32_BYTES
 
 
 def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
@@ -178,15 +193,12 @@ def learners_at_once(
 ) -> int:
     """How many learners are trained together: what was asked for, or what fits in half of the free memory.
 
-    Of a CPU's memory each of `n_processes` takes its part. A learner is counted as one and a half times two matrices
-    [d_in, d_sae] in float32, each with its gradient and Adam's two averages; the tensors of one step as eight of
-    [batch, d_sae], which a learner whose steps are recorded keeps.
+    Of a CPU's memory each of `n_processes` takes its part. A learner whose steps are recorded keeps a step's tensors.
     """
     if config.at_once is not None:
         return config.at_once
     widest = max(sae.d_sae for sae in saes)
-    learner = 1.5 * 2 * d_in * widest * 4 * FLOAT32_BYTES
-    step = 8 * config.batch_size * widest * FLOAT32_BYTES
+    learner, step = learner_bytes(d_in, widest), step_bytes(config.batch_size, widest)
     on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / n_processes
     if on_gpu and config.graphs:

@@ -302,7 +302,8 @@ def rehearse_new(run: Run) -> list[tuple[LearnerConfig, str]]:
             continue
         tried.add(kind)
         rows = run.rows(0, run.saes[config.name].window)
-        with told_of(config.name), enough_memory():
+        sizes = (run.d_in, run.saes[config.name].d_sae, run.config.batch_size)
+        with told_of(config.name), enough_memory(*sizes):
             reason = rehearse(started(run, config), run.batches, run.config, run.folder, rows, run.sharing)
         if reason is not None:
             diverged.append((config, reason))

@@ -57,7 +57,12 @@ def test_a_tiny_store_takes_little_room_and_keeps_its_chunks_when_extended(
     ("more", "message"),
     [
         ({"context": 256, "tokens": 2560}, r"--context 256: .* takes at most 128 tokens"),
-        ({"layer": (3,)}, r"layer 3, but .* has layers 0 to 2"),
+        ({"layer": (3,)}, r"^--layer 3: .* has layers 0 to 2\.$"),
+        ({"layer": (-1,)}, r"^--layer -1: .* has layers 0 to 2\.$"),
+        (
+            {"layer": (), "hook": ("blocks.3.hook_resid_post",)},
+            r"^--hook blocks\.3.*: layer 3, but .* has layers 0 to 2",
+        ),
         ({"hook": ("blocks.1.hook_resid_pots",)}, r"Did you mean 'blocks\.1\.hook_resid_post'\?"),
         ({"device": "warp"}, r"--device warp: not on this machine\. There is: cpu"),
     ],

@@ -68,7 +68,8 @@ def test_ratios_are_taken_pair_by_pair() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"variant": ("batchtpok",)}, "Did you mean 'batchtopk'"),
+        ({"variant": ("batchtpok",)}, "^--variant: unknown variant 'batchtpok'.* Did you mean 'batchtopk'"),
+        ({"variant": ("nope",)}, r"^--variant: unknown variant 'nope'\. Known: batchtopk, .*, topk, tree\.$"),
         ({"variant": ("pca",)}, "takes no training steps"),
         ({"batch_size": 100}, "give a multiple of 128"),
         ({"k": 65}, "k = 65 is more than d_sae = 64"),

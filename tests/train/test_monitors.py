@@ -48,7 +48,9 @@ def test_one_bad_step_is_not_judged() -> None:
 def test_silence_in_a_row_ends(n_steps: int, enough: int) -> None:
     # a reconstruction loss averaged over dimensions makes L1 d times too strong: L0 goes to 0, EV to 0 from above
     assert judge(quiet_steps=enough - 1, n_steps=n_steps, step=3) is None
-    assert "collapsed; lower the sparsity penalty" in str(judge(quiet_steps=enough, n_steps=n_steps, step=3))
+    assert "collapsed; lower lr" in str(judge(quiet_steps=enough, n_steps=n_steps, step=3))
+    penalised = judge(quiet_steps=enough, n_steps=n_steps, step=3, loss_sparsity=0.1)
+    assert "collapsed; lower the sparsity penalty" in str(penalised)
 
 
 @pytest.mark.parametrize(("n_steps", "last_free"), [(200, 100), (2000, 400), (10**6, 1000)])
@@ -59,6 +61,7 @@ def test_the_grace_is_a_fifth_of_the_run_within_limits(n_steps: int, last_free: 
 
 def test_a_healthy_learner_raises_no_alarm() -> None:
     assert alarms(HEALTHY | {"dead": 0.05, "loss_reconstruction": 0.1, "loss_aux": 0.09}, 32, 10_000) == {}
+    assert alarms(HEALTHY | {"loss_reconstruction": 0.1, "loss_gate": 0.15}, 32, 10_000) == {}  # of gated
     assert dense_alarm(0.005) == {}
 
 

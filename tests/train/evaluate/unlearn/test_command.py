@@ -75,6 +75,8 @@ def test_an_sae_that_sees_the_future_is_refused(store: Store) -> None:
 def test_run_without_a_learner_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no finished learner here"):
         CliRunner().invoke(cli, ["unlearn", str(tmp_path)], obj=Stop(), catch_exceptions=False)
+    with pytest.raises(StoreError, match=r"none: no such folder\.$"):
+        CliRunner().invoke(cli, ["unlearn", str(tmp_path / "none")], obj=Stop(), catch_exceptions=False)
 
 
 def test_page_lists_every_metric() -> None:
