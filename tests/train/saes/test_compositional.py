@@ -57,7 +57,7 @@ def test_plain_is_flat_batchtopk() -> None:
         ours.train_step(batch, 64)
         flat.train_step(batch, 64)
         # the levels are summed one after the other: the last bits differ, and grow a little in 30 steps
-        assert float(ours.last_loss) == pytest.approx(float(flat.last_loss), rel=1e-4)
+        assert float(ours.tally.last_loss) == pytest.approx(float(flat.tally.last_loss), rel=1e-4)
     assert torch.allclose(ours.sae.W_dec, flat.sae.W_dec, atol=1e-4)
     assert torch.allclose(ours.sae.W_enc, flat.sae.W_enc, atol=1e-4)
 
@@ -158,7 +158,7 @@ def test_a_run_of_two_steps_is_clustered_too() -> None:
     assert sae.landmarks(2) == (1,)
     train(learner, 2)
     assert torch.isfinite(sae.sparsity.threshold).all()
-    assert math.isfinite(float(learner.last_loss))
+    assert math.isfinite(float(learner.tally.last_loss))
 
 
 def test_reassigning_keeps_the_averages_of_parts_that_stay() -> None:
@@ -382,7 +382,7 @@ def test_every_switch_trains(options: dict[str, Any]) -> None:
     train(learner, 30)
     metrics = learner.read_metrics()
     assert math.isfinite(metrics["loss"])
-    assert math.isfinite(float(learner.last_loss))
+    assert math.isfinite(float(learner.tally.last_loss))
     norms = sae.W_dec.norm(dim=-1)
     assert torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
 

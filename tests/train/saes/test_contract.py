@@ -172,7 +172,7 @@ def test_with_its_extras_off_it_is_flat_batchtopk(variant: str) -> None:
     for step in range(40):
         for learner in learners:
             step_once(learner, step)
-    losses = [float(learner.last_loss) for learner in learners]
+    losses = [float(learner.tally.last_loss) for learner in learners]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     ours, flat = saes
     batch = batch_for(flat, 50)

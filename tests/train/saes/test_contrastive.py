@@ -34,7 +34,7 @@ def test_with_its_extras_off_it_is_flat_batchtopk() -> None:
     for step in range(20):
         for learner in learners:
             learner.train_step(batch_of(seed=step), 48)
-    assert torch.equal(learners[0].last_loss, learners[1].last_loss)
+    assert torch.equal(learners[0].tally.last_loss, learners[1].tally.last_loss)
     for name, value in flat.named_parameters():
         assert torch.equal(value, ours.get_parameter(name)), name
 

@@ -243,7 +243,7 @@ def test_each_switch_changes_the_result_and_still_trains(switch: dict[str, Any])
         learner = learner_of(make_sae("relational", {"d_sae": LATENTS, "k": K, "window": T} | options, D, 0, "t"), 6)
         for step in range(6):
             learner.train_step(packed(randn(B, T, D, seed=step)), B * T)
-        results.append(float(learner.last_loss))
+        results.append(float(learner.tally.last_loss))
     assert all(math.isfinite(result) for result in results)
     assert results[0] != results[1]
 
