@@ -24,6 +24,8 @@ from harvest.tally import Tally
 from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk, measure_scales
 from harvest.writer import Job, Writers
 
+COMPILING = "--compile: the model's blocks are compiled with the first batch, a quarter of a minute to some minutes"
+
 
 @dataclass(frozen=True)
 class Harvested:
@@ -65,6 +67,8 @@ def forward(
     """
     total = sum(store.sequences_in(chunk) for chunk in todo) * store.context
     if todo:
+        if plan.config.compile:
+            say(COMPILING)
         settle_scales(plan, store, stop, cluster)
     tally = Tally(Progress("harvest", total))
     for hooks, chunks in group_by_hooks(todo):

@@ -31,6 +31,8 @@ def describe(store: Store) -> dict[str, Any]:
         "harvested": f"{int(100 * share)} %",  # rounded down: 100 % is all of it
         "size": format_bytes(sum(entry.size_bytes for entry in store.held())),
         "special_tokens": store.special_tokens,
+        "batch_size": store.header["settings"].get("batch_size"),  # the store keeps to these two, for the last bits
+        "compile": bool(store.header["settings"].get("compile")),
         "hooks": hooks,
         "identity": store.identity,
     }

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from common.console import format_bytes, format_seconds
+from common.console import format_bytes, format_seconds, say
 from common.device import resolve_device
 from common.errors import DataError
 from common.files import exclusive
@@ -27,7 +27,7 @@ from common.stopping import Stop
 from common.store import Store
 from harvest.cluster import local, remote
 from harvest.config import HarvestConfig
-from harvest.forward import Harvested, forward, missing_chunks
+from harvest.forward import COMPILING, Harvested, forward, missing_chunks
 from harvest.plan import Plan, make_plan
 from harvest.prepare import check_room, free_bytes, prepare_store
 from harvest.tokenize import tokenise
@@ -124,6 +124,8 @@ def dry_run(config: HarvestConfig) -> dict[str, Any]:
     """
     plan = make_plan(config)
     check_room(plan)
+    if plan.config.compile:
+        say(COMPILING)
     batch = min(plan.batch_size, plan.n_sequences)
     tokens = torch.zeros(batch, config.context, dtype=torch.int64, device=plan.model.device)
     plan.model.capture(tokens, list(plan.widths))

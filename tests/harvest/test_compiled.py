@@ -19,6 +19,7 @@ from harvest import plan, worker
 from harvest.cluster import Cluster
 from harvest.compiled import compile_blocks
 from harvest.forward import pass_of, task_of
+from harvest.info import describe
 from harvest.plan import make_plan, plan_for_repair
 from harvest.worker import harvest_chunk
 from tests.conftest import HOOK
@@ -115,12 +116,21 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[LanguageModel]:
 
 
 def test_a_store_keeps_to_the_way_it_began(
-    tiny_model: Path, texts: Path, finished: Path, tmp_path: Path, quick: list[LanguageModel]
+    tiny_model: Path,
+    texts: Path,
+    finished: Path,
+    tmp_path: Path,
+    quick: list[LanguageModel],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "x.zarr"
     go(small(tiny_model, texts, out, compile=True))
+    assert capsys.readouterr().err.count("blocks are compiled with the first batch") == 1  # before minutes of silence
     store, plain = Store.open(out), Store.open(finished)
-    assert store.header["settings"]["compile"] is True
+    assert [(describe(each)["compile"], describe(each)["batch_size"]) for each in (store, plain)] == [
+        (True, 8),
+        (False, 8),
+    ]
     assert store.id == plain.id
     ours, theirs = (each.rows(acts_array(HOOK), 0, 50).astype(np.float32) for each in (store, plain))
     np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-2)  # stored as bfloat16
@@ -130,7 +140,9 @@ def test_a_store_keeps_to_the_way_it_began(
     assert len(quick) == 3
     with pytest.raises(StoreError, match=r"x\.zarr: begun with --compile, asked for without it; .* Leave out --no"):
         go(small(tiny_model, texts, out, compile=False))
+    capsys.readouterr()
     go(small(tiny_model, texts, finished))
+    assert "compiled" not in capsys.readouterr().err
     assert len(quick) == 3
     with pytest.raises(StoreError, match=r"x\.zarr: begun without --compile, asked for with it; .* Leave out --comp"):
         go(small(tiny_model, texts, finished, compile=True))
