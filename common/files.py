@@ -200,11 +200,12 @@ def parse_json(data: bytes, path: Path) -> Any:
 
 
 @contextmanager
-def exclusive(folder: Path, what: str, joining: bool = False) -> Iterator[Callable[[], None]]:
+def exclusive(folder: Path, what: str, joining: bool = False, name: str | None = None) -> Iterator[Callable[[], None]]:
     """Hold `folder` for this process alone; the lock goes with the process, however it ends.
 
     Args:
         joining: hold it beside a process that lets others in.
+        name: what people call it, if not by its path.
 
     Yields:
         what lets others in.
@@ -217,5 +218,6 @@ def exclusive(folder: Path, what: str, joining: bool = False) -> Iterator[Callab
         try:
             fcntl.flock(file, (fcntl.LOCK_SH if joining else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StoreError(f"{folder}: another process is writing this {what}. Wait for it, or stop it.") from None
+            held = f"{name or folder}: another process is writing this {what}. Wait for it, or stop it."
+            raise StoreError(held) from None
         yield lambda: fcntl.flock(file, fcntl.LOCK_SH)

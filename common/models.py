@@ -8,6 +8,7 @@ hidden states (checked to 1e-6 on GPT-2, GPT-NeoX and Gemma-2 shapes).
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import re
 import socket
@@ -128,13 +129,20 @@ class ModelSource:
         name: as the user said it.
         location: hub id or folder, as transformers takes it.
         revision: the hub commit, or None for a folder.
-        fingerprint: of config and weight files for a folder, else None.
+        files: of a folder, config and weights.
     """
 
     name: str
     location: str
     revision: str | None
-    fingerprint: str | None
+    files: tuple[Path, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """Of a folder's files, which are read whole: gigabytes, so only when somebody asks. None of a hub model."""
+        if not self.files:
+            return None
+        return fingerprint([[file.name, file_sha256(file)] for file in self.files])
 
     def identity(self) -> dict[str, Any]:
         """What stands in a store's identity; a folder is known by its weights, not by where it lies."""
@@ -156,8 +164,7 @@ def find_model(name: str, revision: str | None = None) -> ModelSource:
         weights = sorted(path.glob("*.safetensors")) or sorted(path.glob("*.bin"))
         if not weights:
             raise ConfigError(f"--model {name}: the folder has no weights (*.safetensors).")
-        files = [[file.name, file_sha256(file)] for file in [path / "config.json", *weights]]
-        return ModelSource(name, str(path), None, fingerprint(files))
+        return ModelSource(name, str(path), None, (path / "config.json", *weights))
     if name in TOYS:
         raise ConfigError(f"--model {name}: a toy is made up and has no language model. Make one: harvest toy {name}")
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -171,7 +178,7 @@ def _find_hub_model(name: str, revision: str | None) -> ModelSource:
     location = SHORT_NAMES.get(name.lower(), name)
     cached = try_to_load_from_cache(location, "config.json", revision=revision)
     if isinstance(cached, str):  # …/snapshots/<commit>/config.json
-        return ModelSource(name, location, Path(cached).parent.name, None)
+        return ModelSource(name, location, Path(cached).parent.name)
     if not hub_answers():
         raise ConfigError(
             f"--model {name}: not a local folder, not in the hub cache, and the hub cannot be reached. "
@@ -181,7 +188,7 @@ def _find_hub_model(name: str, revision: str | None) -> ModelSource:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        return ModelSource(name, location, HfApi().model_info(location, revision=revision, timeout=10).sha, None)
+        return ModelSource(name, location, HfApi().model_info(location, revision=revision, timeout=10).sha)
     except GatedRepoError:
         raise ConfigError(
             f"--model {name}: {location} is gated. Accept its terms on its hub page, then run 'hf auth login'."

@@ -102,7 +102,7 @@ def refuse_other_files(path: Path) -> None:
     """
     ours = {".lock", "zarr.json" + ASIDE, TOKENS, DOCUMENTS}
     if place_at(path).names() - ours:
-        raise StoreError(f"{path}: other files are here, and no store. Choose another --out.")
+        raise StoreError(f"{url_of(path) or path}: other files are here, and no store. Choose another --out.")
 
 
 def sequences_to_hold(plan: Plan, store: Store) -> int:

@@ -70,7 +70,7 @@ def harvest(config: HarvestConfig, stop: Stop) -> Outcome:
         elsewhere = cluster.device if cluster else resolve_device(config.device).type if config.workers else None
         plan = make_plan(config, elsewhere)
         check_room(plan)
-        stack.enter_context(exclusive(plan.path, "store"))
+        stack.enter_context(exclusive(plan.path, "store", name=url_of(plan.path)))
         store, tokenise_s = tokenised(plan, stop)
         todo = missing_chunks(store)
         if config.workers and todo:

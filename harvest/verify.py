@@ -11,6 +11,7 @@ from common.console import say
 from common.errors import Interrupted
 from common.files import exclusive
 from common.layout import DOCUMENTS, TOKENS
+from common.places import url_of
 from common.stopping import Stop
 from common.store import Store
 from harvest.forward import forward, missing_chunks
@@ -62,7 +63,7 @@ def repair(path: Path, stop: Stop) -> Report:
         Interrupted: asked to stop; the next repair finds what is left.
     """
     Store.open(path)  # nothing there: leave no lock file
-    with exclusive(path, "store"):
+    with exclusive(path, "store", name=url_of(path)):
         problems = verify(path, stop).problems
         if problems:
             mend(Store.open(path), problems, stop)

@@ -180,7 +180,7 @@ def store_of(task: ChunkTask) -> Store:
     path = local_path(task.location)
     store = Store(path, task.header, Journal(path / "journal.jsonl", task.entries))
     if not Store.exists(path):
-        raise StoreError(f"{store.path}: no store here. It must lie where all workers see it under this path.")
+        raise StoreError(f"{store.name}: no store here. It must lie where all workers see it under this path.")
     return store
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from common import models
 from common.errors import ConfigError
+from common.files import file_sha256
 from common.models import ByteTokenizer, LanguageModel, find_model, layer_of, load_model, load_tokenizer
 from tests.tiny import LAYERS, gemma2, gpt2, llama, neox
 
@@ -208,3 +209,18 @@ def test_hub_answers_when_the_proxy_to_it_does(monkeypatch: pytest.MonkeyPatch) 
         assert not models.hub_answers()  # bound, not listening
         proxy.listen()
         assert models.hub_answers()
+
+
+def test_weights_of_a_folder_are_read_for_its_identity_alone(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, read = find_model(str(tiny_model)).identity(), []
+
+    def noted(file: Path) -> str:
+        read.append(file.name)
+        return file_sha256(file)
+
+    monkeypatch.setattr("common.models.file_sha256", noted)
+    source = find_model(str(tiny_model))
+    load_tokenizer(source, 257)
+    assert read == []
+    assert source.identity() == source.identity() == expected
+    assert read == ["config.json", "model.safetensors"]

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from common.checks import problems
 from common.errors import ConfigError, StoreError
-from common.files import ASIDE, crc32c
+from common.files import ASIDE, crc32c, exclusive
 from common.layout import TOKENS, acts_array
 from common.places import Bucket, Location, local_path, mirrors, url_of
 from common.store import Store
@@ -145,6 +145,17 @@ def test_journal_cut_off_in_an_object_store_goes_on_without_doing_twice(
     assert outcome.tokens_harvested_now == 16 * 32
     held = Bucket(local_path(url), url)
     assert {name: held.read(name) for name in held.listing() if "/c/" in name} == array_files(finished)
+
+
+def test_harvest_into_a_url_that_is_taken_names_the_url(
+    tiny_model: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = local_path("memory://taken/x.zarr")
+    Bucket(path, "memory://taken/x.zarr").write("letter.txt", b"mine")
+    with pytest.raises(StoreError, match=r"^memory://taken/x\.zarr: other files are here, and no store\."):
+        go(small(tiny_model, texts, path))
+    with exclusive(path, "store"), pytest.raises(StoreError, match=r"^memory://taken/x\.zarr: another process is"):
+        go(small(tiny_model, texts, path))
 
 
 def test_object_store_that_does_not_answer_is_one_line(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

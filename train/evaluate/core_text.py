@@ -115,7 +115,7 @@ def text_of(subject: Subject, model: LanguageModel | None) -> Text:
     if subject.config.corpus is None:
         contexts, source = held_out_contexts(subject, wanted, stored=model is None)
         limit = "" if subject.config.max_tokens is None else f" (--max-tokens {subject.config.max_tokens})"
-        where = f"the held-out documents of {subject.store.path}{limit} fill"
+        where = f"the held-out documents of {subject.store.name}{limit} fill"
     else:
         assert model is not None
         contexts, source = packed_contexts(subject, model, wanted)

@@ -147,7 +147,7 @@ class Subject:
         model = self.models.load(name, identity.get("revision"), settings.get("tokenizer"))
         if "weights" in identity and model.source.identity() != identity:
             raise ConfigError(
-                f"--model {name}: not the model that {self.store.path} was harvested from (other weights). "
+                f"--model {name}: not the model that {self.store.name} was harvested from (other weights). "
                 "Name the right folder with --model."
             )
         return model
@@ -180,7 +180,7 @@ class Subject:
         tokenizer, found = self.models.load_tokenizer(name, revision, vocabulary, settings.get("tokenizer"))
         if identity["tokenizer"] != found:
             raise ConfigError(
-                f"--model {name}: its tokenizer is not the one that {self.store.path} was harvested with. "
+                f"--model {name}: its tokenizer is not the one that {self.store.name} was harvested with. "
                 "Name the right folder with --model."
             )
         return tokenizer

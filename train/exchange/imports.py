@@ -58,7 +58,7 @@ def import_sae(path: Path, config: ImportConfig, stop: Stop) -> dict[str, Any]:
     hook = hook_for(published, store, config.hook, path)
     d_in = published.form.W_enc.shape[0]
     if d_in != store.d_model(hook):
-        raise ConfigError(f"{path}: its inputs have {d_in} dimensions, {hook} of {store.path} {store.d_model(hook)}.")
+        raise ConfigError(f"{path}: its inputs have {d_in} dimensions, {hook} of {store.name} {store.d_model(hook)}.")
     warn_of_another_source(published, store, hook, path)
     sae = sae_from(published.form)
     fit = settings_of(sae, config, store, hook, learner_name(config.name, path))
@@ -92,7 +92,7 @@ def hook_for(published: Published, store: Store, asked: str | None, path: Path) 
         return store.hook(asked)
     if published.hook not in store.hooks:
         raise ConfigError(
-            f"{path}: it was trained at {published.hook}, which {store.path} does not have: {', '.join(store.hooks)}. "
+            f"{path}: it was trained at {published.hook}, which {store.name} does not have: {', '.join(store.hooks)}. "
             "Choose one with --hook."
         )
     return published.hook
@@ -102,7 +102,7 @@ def warn_of_another_source(published: Published, store: Store, hook: str, path: 
     """Say on stderr where the store is not what the SAE was trained on."""
     settings, identity = store.header["settings"], store.identity
     if published.model is None or published.hook is None:
-        say(f"{path}: it does not say what it was trained on, so nobody knows whether {store.path} fits it.")
+        say(f"{path}: it does not say what it was trained on, so nobody knows whether {store.name} fits it.")
         return
     pairs = [
         ("model", published.model, settings["model"], plain_name(published.model) != plain_name(settings["model"])),

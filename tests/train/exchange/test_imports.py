@@ -12,6 +12,7 @@ import torch
 from common.config import build, read_toml
 from common.errors import ConfigError, Interrupted, StoreError
 from common.files import read_json
+from common.places import local_path
 from common.stopping import Stop
 from common.store import Store
 from tests.conftest import HOOK
@@ -105,15 +106,18 @@ def test_a_run_goes_on_from_no_import(trained: Path, shared_store: Path, tmp_pat
     assert (other.code, "another run is there" in other.err) == (2, True)
 
 
-def test_what_does_not_fit_the_store_is_refused(shared_store: Path, tmp_path: Path) -> None:
+def test_what_does_not_fit_the_store_is_refused(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GRANARY_MIRRORS", str(tmp_path / "mirrors"))
     narrow = published(tmp_path / "narrow", "standard")
     with pytest.raises(ConfigError, match=r"its inputs have 6 dimensions, blocks.1.hook_resid_post of .* 16"):
         import_sae(narrow, config(shared_store, tmp_path / "out"), Stop())
     assert not (tmp_path / "out").exists()
-    store, _ = filled(tmp_path / "two.zarr")  # hook a of 6 dimensions
+    store, _ = filled(local_path("memory://imports/two.zarr"))  # hook a of 6 dimensions
     store.header = store.header | {"hooks": {"a": store.hooks["a"], "b": store.hooks["a"]}}
     store.write_metadata()
-    with pytest.raises(ConfigError, match=r"trained at blocks.1.hook_resid_post, which .* does not have: a, b. Choose"):
+    with pytest.raises(ConfigError, match=r"resid_post, which memory://imports/two.zarr does not have: a, b"):
         import_sae(narrow, config(store.path, tmp_path / "out"), Stop())
 
 
