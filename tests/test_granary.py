@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def test_granary_says_when_another_common_was_there_first(crowded: Path) -> None
 @pytest.mark.parametrize("name", granary.__all__)
 def test_granary_public_names_resolve(name: str) -> None:
     assert callable(getattr(granary, name))
+
+
+def test_folder_called_granary_is_not_taken_for_the_module(tmp_path: Path) -> None:
+    (tmp_path / "granary").mkdir()
+    done = run_python("import granary; print(granary.__file__)", tmp_path)
+    assert done.stdout.strip() == str(ROOT / "granary.py")
+    # so it is where ROOT is on the path; without this an editable install has an import hook, which is asked too late
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    assert settings["package-dir"] == {"": "."}
 
 
 def test_granary_imports_nothing_slow_by_itself() -> None:
