@@ -37,7 +37,7 @@ from train.saes import save_sae
 
 NOT_DECISIVE = {
     "cache", "out", "device", "precision", "log_every", "checkpoint_every", "keep_every", "eval_tokens", "at_once",
-    "parallel",
+    "parallel", "graphs",
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -96,7 +97,7 @@ class Learner:
     def queue_step(self, batch: Batch, batch_tokens: int) -> None:
         """One step; work that is queued afterwards sees what it does only after `join`."""
         clock = self.clock(batch_tokens)
-        with contextlib.nullcontext() if self.recorder is None else self.recorder.tape.aside():
+        with self._aside(clock):
             lr, (_, own) = self.lr(clock), self.sae.rates(clock)
             for group, factor in zip(self.optimizer.param_groups, (1.0, own), strict=False):
                 set_lr(group, lr * factor)
@@ -108,6 +109,15 @@ class Learner:
                 counted = self.recorder.step(take, batch, self.sae.host_facts(clock))
             self.step += 1
             self.tally.count(counted, batch, self.step)
+
+    def _aside(self, clock: Clock) -> AbstractContextManager[None]:
+        """Where a step is queued: aside if it can be recorded.
+
+        Others may look at documents, which whoever first wants them brings to the device for all learners.
+        """
+        if self.recorder is None or self.sae.host_facts(clock) is None:
+            return contextlib.nullcontext()
+        return self.recorder.tape.aside()
 
     def join(self) -> None:
         """Whatever is queued from here on comes after this learner's steps."""
@@ -235,5 +245,6 @@ class Learner:
     @property
     def final_loss(self) -> float | None:
         """The last finite loss; None only when no step was taken."""
+        self.join()  # one that fails is asked before its step is done
         value = float(self.tally.last_loss)
         return value if value == value else None

@@ -54,11 +54,24 @@ class CudaTape:
         torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
     def record(self, function: Callable[[], Taken]) -> tuple[Taken, Callable[[], None]]:
-        graph = torch.cuda.CUDAGraph()
-        # the reading thread may bring a pool meanwhile: only this thread must not wait
-        with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-            taken = function()
+        graph, memory = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+        try:
+            # the reading thread may bring a pool meanwhile: only this thread must not wait
+            with torch.cuda.graph(graph, memory, self.stream, capture_error_mode="thread_local"):
+                taken = function()
+        except RuntimeError:
+            self._let_go(graph, memory)
+            raise
         return taken, graph.replay
+
+    def _let_go(self, graph: torch.cuda.CUDAGraph, memory: Any) -> None:
+        """End a recording that CUDA ended: PyTorch's allocator goes on with it, and would never free what is cached."""
+        with contextlib.suppress(RuntimeError):
+            graph.pool()  # only of one that was ended as it should be
+            return
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(self.stream.device_index, memory)
+            torch._C._cuda_releasePool(self.stream.device_index, memory)
 
 
 class Recorder:
@@ -110,7 +123,9 @@ class Recorder:
         try:
             self._taken, self.replay = self.tape.record(lambda: take(here))
         except RuntimeError as error:  # nothing was computed: the step can still be taken
-            say(f"--graphs: this GPU does not record the step ({error}); steps are taken one by one")
+            first = error.__context__  # where it went wrong; to end such a recording is an error too, and says less
+            reason = str(first if isinstance(first, RuntimeError) else error).partition("\n")[0]
+            say(f"--graphs: this GPU does not record the step ({reason}); steps are taken one by one")
             self.possible = False
         self._input = here
 

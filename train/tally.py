@@ -145,7 +145,9 @@ class Tally:
     # ---- checkpoints ---------------------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
-        return self.sums.tensors() | {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
+        """All of them on the device, where ranks can send them to each other."""
+        own = {"last_loss": self.last_loss, "quiet_steps": self.quiet_steps}
+        return {name: value.to(self.device) for name, value in (self.sums.tensors() | own).items()}
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Become what `tensors()` was taken from."""

@@ -267,15 +267,16 @@ def train(run: Run) -> None:
 def train_step(run: Run, step: int) -> None:
     """Batch number `step` to every learner that is there; one that breaks ends alone."""
     stepping = [learner for learner in run.active if learner.step == step]
+    batches: dict[int, Batch] = {}  # held until all are done: the reading thread would be given their memory on a GPU
     try:
-        queue_steps(run, stepping, step)
+        queue_steps(run, stepping, step, batches)
     finally:
         for learner in stepping:
             learner.join()
 
 
-def queue_steps(run: Run, stepping: list[Learner], step: int) -> None:
-    by_window: dict[int, Batch] = {}
+def queue_steps(run: Run, stepping: list[Learner], step: int, by_window: dict[int, Batch]) -> None:
+    """A step of each, on batches by the length of their windows, which are put into `by_window`."""
     for learner in stepping:
         window = learner.sae.window
         with alone(run, learner.config, f"at step {step}"):

@@ -9,6 +9,7 @@ copy. Steps are in bfloat16. Ways: plain or sparse kernels, each step by step or
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 from collections.abc import Callable, Iterator
 
@@ -49,7 +50,8 @@ def measure(device: torch.device, shapes: tuple[tuple[int, int], ...], k: int, n
             except RuntimeError as error:  # too large for this chip, most likely: the others are measured all the same
                 say(f"gpu: {variant}, d={d_model}, d_sae={d_sae}: {str(error).splitlines()[0]}")
             if device.type == "cuda":
-                torch.cuda.empty_cache()
+                with contextlib.suppress(RuntimeError):  # a recording that CUDA spoilt may leave the cache as it is
+                    torch.cuda.empty_cache()
     return rows
 
 

@@ -34,7 +34,7 @@ def test_a_finished_run_does_nothing_and_says_so(
     first = run(shared_store, tmp_path / "r", learner("topk"))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")}
     capsys.readouterr()
-    again = run(shared_store, tmp_path / "r", learner("topk"))
+    again = run(shared_store, tmp_path / "r", learner("topk"), graphs=True, eval_tokens=512)  # nothing that decides
     assert "finished already, nothing to do" in capsys.readouterr().err
     assert again.learners == first.learners
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "r").rglob("*")} == before

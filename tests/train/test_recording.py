@@ -17,6 +17,7 @@ from train.data.batch import Batch
 from train.learner import Learner
 from train.recording import Recorder
 from train.saes import make_sae
+from train.saes.base import SAE, Output
 from train.schedule import Clock
 
 D, L, N, STEPS, ALIKE = 8, 48, 64, 60, 3
@@ -33,6 +34,7 @@ VARIANTS = {
     "jumprelu": {"target_l0": 4.0},
     "jumprelu target": {"penalty": "target", "target_l0": 4.0},
 }
+NEVER_RECORDED = {"predictor": {"k": 4}}
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +54,7 @@ def batch(step: int, n: int = N) -> Batch:
 def new_learner(name: str, tape: CpuTape | None, looks: bool = True) -> Learner:
     """As on a GPU: plain steps, latents that may be dead looked for now and then, learning rates on the device."""
     variant = name.split()[0]
-    sae = make_sae(variant, {"d_sae": L} | VARIANTS[name], D, 0, "test")
+    sae = make_sae(variant, {"d_sae": L} | (VARIANTS | NEVER_RECORDED)[name], D, 0, "test")
     sae.start(1.0, torch.full((D,), 0.01))
     recorder = Recorder(tape) if tape is not None else None
     config = LearnerConfig(name="x", variant=variant, lr=0.01)
@@ -172,7 +174,11 @@ def test_the_tape_refuses_a_step_that_waits(asks: Callable[[Tensor], object]) ->
 
 
 def failing(function: Callable[[], object]) -> tuple[object, Callable[[], None]]:
-    raise RuntimeError("operation not permitted when stream is capturing")
+    """As CUDA does it, which ends the recording with another error."""
+    try:
+        raise RuntimeError("operation not permitted when stream is capturing\nFor debugging consider …")
+    finally:
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
 def test_a_gpu_that_does_not_record_takes_steps_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,7 +191,35 @@ def test_a_gpu_that_does_not_record_takes_steps_one_by_one(capsys: pytest.Captur
     assert_equal(played, taken)
     said = capsys.readouterr().err
     assert said.count("--graphs") == 1
-    assert "not permitted" in said
+    assert "not permitted when stream is capturing); steps" in said
+
+
+@pytest.mark.parametrize(("variant", "aside"), [("topk", True), ("predictor", False)])
+def test_only_steps_that_look_at_no_documents_are_queued_aside(
+    monkeypatch: pytest.MonkeyPatch, variant: str, aside: bool
+) -> None:
+    """Documents come to the device when first wanted; a learner beside this one could read them too soon."""
+    tape = CpuTape()
+    played = new_learner(variant, tape)
+    taken, seen = type(played.sae).training_pass, []
+
+    def watched(sae: SAE, one: Batch, clock: Clock) -> Output:
+        seen.append(tape.is_aside)
+        return taken(sae, one, clock)
+
+    monkeypatch.setattr(type(played.sae), "training_pass", watched)
+    played.train_step(batch(0), N)
+    assert seen == [aside]
+
+
+def test_the_last_loss_waits_for_what_is_queued() -> None:
+    tape = CpuTape()
+    played, taken = new_learner("topk", tape), new_learner("topk", None)
+    played.queue_step(batch(0), N)
+    taken.train_step(batch(0), N)
+    assert not tape.joined
+    assert played.final_loss == taken.final_loss
+    assert tape.joined
 
 
 def test_a_step_that_looks_at_documents_is_not_recorded(capsys: pytest.CaptureFixture[str]) -> None:

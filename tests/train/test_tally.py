@@ -16,7 +16,7 @@ from train.saes.base import SAE, Output
 from train.saes.kept import Kept
 from train.schedule import Clock
 from train.sums import Sums, dense_share
-from train.tally import sampled_firing
+from train.tally import Tally, sampled_firing
 
 
 def batch(step: int, *, valid: Tensor | None = None) -> Batch:
@@ -143,3 +143,12 @@ def test_sums_of_a_checkpoint_that_counted_steps_on_the_device() -> None:
     sums.restart()
     assert {name: float(value) for name, value in read.items()} == {"steps": 4, "tokens": 128, "loss": 6}
     assert sums.tensors().keys() == {"steps", "tokens"}
+
+
+def test_all_of_it_lies_on_the_device() -> None:
+    """Ranks send each other what decides a run; between GPUs nothing else can be sent."""
+    sae = make_sae("topk", {"d_sae": 16, "k": 3}, 4, 0, "test")
+    tensors = Tally(sae, torch.device("meta")).tensors()
+    assert {name: value.device.type for name, value in tensors.items()} == dict.fromkeys(
+        ("steps", "tokens", "last_loss", "quiet_steps"), "meta"
+    )

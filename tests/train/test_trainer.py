@@ -6,6 +6,7 @@ import contextlib
 import json
 import shutil
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from common.errors import Interrupted
 from common.stopping import Stop
 from tests.conftest import HOOK
 from tests.train.runs import VARIANTS, config, equal, learner, run, status_of, weights
+from train import trainer
 from train.checkpoint import checkpoints
 from train.config import LearnerConfig
 from train.data.batch import Batch
@@ -317,3 +319,32 @@ def test_a_learner_restored_at_a_logging_step_waits_for_one_behind(shared_store:
     run(shared_store, tmp_path / "torn", *learners, **steps)
     for name in ("topk", "batchtopk"):
         assert equal(tmp_path / "torn" / name, tmp_path / "straight" / name), name
+
+
+def test_a_batch_is_there_until_every_learner_is_done_with_it(
+    shared_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU a step may still be queued, and the reading thread takes memory that is free."""
+    queue_step, queue_steps, at_joining = Learner.queue_step, trainer.queue_steps, []
+    batches: list[weakref.ref[Batch]] = []
+    to_join: list[Learner] = []
+
+    def step_queued(self: Learner, batch: Batch, batch_tokens: int) -> None:
+        batches.append(weakref.ref(batch))
+        queue_step(self, batch, batch_tokens)
+
+    def steps_queued(run: Run, stepping: list[Learner], *args: Any) -> None:
+        queue_steps(run, stepping, *args)
+        to_join.extend(stepping)
+
+    def joined(self: Learner) -> None:
+        if self in to_join:
+            to_join.remove(self)
+            at_joining.append(batches[-1]() is not None)
+
+    monkeypatch.setattr(Learner, "queue_step", step_queued)
+    monkeypatch.setattr(trainer, "queue_steps", steps_queued)
+    monkeypatch.setattr(Learner, "join", joined)
+    run(shared_store, tmp_path / "r", learner("topk"), learner("standard"), steps=4)
+    assert at_joining == [True] * 8
+    assert batches[-1]() is None
