@@ -134,7 +134,9 @@ def test_a_step_with_the_kept_codes_is_the_plain_one(variant: str, options: dict
 
 
 @pytest.mark.parametrize("variant", ["contrastive", "relational", "multiscale"])
-@pytest.mark.parametrize("circumstances", [{"dead": 0.0}, {"some_invalid": False}, {"progress": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "circumstances", [{"dead": 0.0}, {"some_invalid": False}, {"progress": 0.0}, {"quiet": True}], ids=str
+)
 def test_so_it_is_without_dead_latents_or_gaps_and_at_the_start(variant: str, circumstances: dict[str, object]) -> None:
     check_alike(variant, {}, **circumstances)
 
