@@ -53,6 +53,7 @@ class Tokenizer(Protocol):
     bos: int | None
     special: tuple[int, ...]
     size: int
+    memory_per_byte: int  # bytes of memory per byte of a text while it is encoded
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """One int64 array of ids per text, no special tokens added."""
@@ -71,6 +72,8 @@ class Tokenizer(Protocol):
 
 class HfTokenizer:
     """A transformers tokenizer."""
+
+    memory_per_byte = 160  # 156 on 10 MB of Python: tokens with their names and offsets
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -97,6 +100,8 @@ class HfTokenizer:
 
 class ByteTokenizer:
     """UTF-8 bytes as ids 0–255, for models that come without a tokenizer; id 256 is BOS where there is room."""
+
+    memory_per_byte = 10  # the bytes, and int64 of them
 
     def __init__(self, vocabulary: int) -> None:
         if vocabulary < 256:

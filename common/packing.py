@@ -6,18 +6,15 @@ a row; a document cut by the end of a sequence goes on in the next one, after th
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from common.corpus import Corpus
+from common.encoding import encoded
 from common.layout import PADDING
 from common.models import Tokenizer
-
-ENCODE_TOGETHER = 64  # documents handed to the tokenizer at once: its threads share them
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class Packer:
         self.context, self.packing, self.bos = context, packing, bos
         self.pad = tokenizer.special[0] if tokenizer.special else 0
         self.cursor = cursor
-        self.documents = _encoded(corpus, tokenizer, cursor.document)
+        self.documents = encoded(corpus.documents(cursor.document), tokenizer, cursor.document)
         self.current: np.ndarray | None = None
 
     def take(self, n: int) -> Sequences:
@@ -126,9 +123,3 @@ class Packer:
         tokens[: len(text)], documents[: len(text)] = text, self.cursor.document
         self.cursor = Cursor(self.cursor.document, len(self.current))
         return True
-
-
-def _encoded(corpus: Corpus, tokenizer: Tokenizer, start: int) -> Iterator[np.ndarray]:
-    texts = corpus.documents(start)
-    while batch := list(itertools.islice(texts, ENCODE_TOGETHER)):
-        yield from tokenizer.encode(batch)

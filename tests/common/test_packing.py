@@ -21,6 +21,7 @@ class Letters:
     bos: int | None = BOS
     special: tuple[int, ...] = (BOS,)
     size: int = 100
+    memory_per_byte: int = 8
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         return [np.array([ord(letter) - 96 for letter in text], np.int64) for text in texts]

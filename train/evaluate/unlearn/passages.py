@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from common.encoding import encoded
 from common.models import Tokenizer
 from train.data.batch import Batch
 
 LEAST_DOCUMENTS = 32  # in a half, if there are so many: intervals are over documents
-ENCODE_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def split_halves(
     most = max(max_tokens // LEAST_DOCUMENTS, context)
     halves: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     filled = [0, 0]
-    for number, tokens in enumerate(_encoded(texts, tokenizer)):
+    for number, tokens in enumerate(encoded(texts, tokenizer)):
         half = number % 2
         if filled[half] < max_tokens:
             halves[half].append(tokens)
@@ -132,8 +131,3 @@ def spread(pieces: list[np.ndarray], n: int) -> list[np.ndarray]:
     if len(pieces) <= n:
         return pieces
     return [pieces[i] for i in np.linspace(0, len(pieces) - 1, n).astype(int)]
-
-
-def _encoded(texts: Iterator[str], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
-    while some := list(itertools.islice(texts, ENCODE_TOGETHER)):
-        yield from tokenizer.encode(some)
