@@ -106,6 +106,8 @@ class HarvestConfig(Settings):
     def _one_cluster(self) -> HarvestConfig:
         if self.workers and self.dask:
             raise ValueError("--workers starts processes here, --dask uses those of a scheduler: say one of them")
+        if (self.workers or self.dask) and self.writers != 2:
+            raise ValueError("--writers has no effect with --workers and --dask, whose processes write their chunks")
         return self
 
     def corpus_options(self) -> CorpusOptions:

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from common.config import build
-from common.corpus import Corpus, open_corpus
+from common.corpus import Corpus, HubCorpus, LocalCorpus, StdlibCorpus, open_corpus
 from common.device import resolve_device
 from common.dtypes import NUMPY
 from common.errors import ConfigError, DataError, StoreError
 from common.files import difference
 from common.layout import FORMAT
-from common.models import RESID_POST, LanguageModel, find_model, load_model
+from common.models import RESID_POST, LanguageModel, ModelSource, find_model, load_model
 from common.store import Store
 from harvest.compiled import compile_blocks
 from harvest.config import HarvestConfig
@@ -26,6 +26,11 @@ from harvest.config import HarvestConfig
 CHUNK_BYTES = 64 * 2**20
 CHUNK_MULTIPLE = 16  # sequences: keeps chunk files whole pages, so that several can be mapped as one
 PAGE_BYTES = 4096
+UNREAD: dict[type, tuple[str, ...]] = {  # options that are nothing to a kind of corpus
+    StdlibCorpus: ("corpus_config", "corpus_revision", "column", "separator"),
+    LocalCorpus: ("corpus_config", "corpus_revision", "split"),
+    HubCorpus: ("separator",),
+}
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}  # per forward pass: enough to fill the device
 
 
@@ -100,6 +105,8 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     corpus = open_corpus(config.corpus_options())
     texts = corpus.identity()  # before the model, which takes longer to load than texts take to be missed
     source = find_model(config.model, config.revision)
+    if existing is None:
+        refuse_idle(config, corpus, source)
     device = resolve_device("cpu" if elsewhere else config.device)
     kind = elsewhere or device.type
     model_dtype = model_dtype_of(config, existing, kind)
@@ -122,6 +129,18 @@ def make_plan(config: HarvestConfig, elsewhere: str | None = None) -> Plan:
     }
     held = {hook: existing.d_model(hook) for hook in existing.hooks} if existing else {}
     return Plan(config, path, model, corpus, widths, held, identity, n_sequences, kind)
+
+
+def refuse_idle(config: HarvestConfig, corpus: Corpus, source: ModelSource) -> None:
+    """
+    Raises:
+        ConfigError: an option was given that this kind of corpus or model does not look at.
+    """
+    unread = [(name, f"--corpus {config.corpus}") for name in UNREAD[type(corpus)]]
+    unread += [("revision", f"--model {config.model}, a folder")] * bool(source.files)
+    for name, where in unread:
+        if getattr(config, name) != HarvestConfig.model_fields[name].default:
+            raise ConfigError(f"--{name.replace('_', '-')} has no effect with {where}: leave it out.")
 
 
 def model_dtype_of(config: HarvestConfig, existing: Store | None, kind: str) -> str:

@@ -50,6 +50,7 @@ def test_corpus_options_keep_a_separator_that_is_not_ascii() -> None:
         ({"dtype": "int4"}, "dtype = 'int4': Input should be 'bfloat16', 'float16', 'float32' or 'int8'"),
         ({"layer": (), "hook": ()}, "name at least one --layer or --hook"),
         ({"seed": -1}, "seed = -1: Input should be greater than or equal to 0"),  # random's order of 1
+        ({"workers": 2, "writers": 3}, "--writers has no effect with --workers and --dask"),
         ({"model": ""}, "model = '': a name is needed, not an empty one"),
         ({"tokenizer": ""}, "tokenizer = '': a name is needed, not an empty one"),
         ({"dask": ""}, "dask = '': a name is needed, not an empty one"),

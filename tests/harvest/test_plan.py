@@ -64,6 +64,9 @@ def test_a_tiny_store_takes_little_room_and_keeps_its_chunks_when_extended(
             r"^--hook blocks\.3.*: layer 3, but .* has layers 0 to 2",
         ),
         ({"hook": ("blocks.1.hook_resid_pots",)}, r"Did you mean 'blocks\.1\.hook_resid_post'\?"),
+        ({"split": "heldout"}, r"^--split has no effect with --corpus .*texts.*: leave it out\.$"),
+        ({"corpus": "stdlib", "separator": "x"}, r"^--separator has no effect with --corpus stdlib: leave it out\.$"),
+        ({"revision": "main"}, r"^--revision has no effect with --model .*, a folder: leave it out\.$"),
         ({"device": "warp"}, r"--device warp: not on this machine\. There is: cpu"),
     ],
 )
