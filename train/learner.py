@@ -22,6 +22,7 @@ from train.sharding import DIMENSIONS, Shards
 from train.tally import Counted, Tally
 
 LOOK_EVERY = 16  # steps
+LISTED = 64  # latents that may be dead are listed so many more or fewer at a time
 
 
 class Learner:
@@ -35,7 +36,8 @@ class Learner:
         fused: whether kernels of our own take Adam's step on unit rows.
         shards: how its latents lie on ranks; the SAE that it is given lies so already. Steps are plain then.
         recorder: plays steps again that are alike; None where they are taken one by one.
-        looks: whether the host lists the latents that may be dead now and then, since asking at every step would wait.
+        looks: whether the host lists the latents that may be dead now and then, for AuxK: to ask at every step would
+            wait for a GPU.
         tally: what its steps come to.
         alarms: what was odd, by kind, as it was first said.
         best_ev, best_step: of its checkpoints, by held-out explained variance.
@@ -54,7 +56,7 @@ class Learner:
     ) -> None:
         self.config, self.n_steps, self.device, self.precision = config, n_steps, device, precision
         self.shards, self.recorder = shards, recorder
-        self.looks = device.type == "cuda" and shards is None
+        self.looks = device.type == "cuda" and shards is None and hasattr(sae.config, "aux_alpha")
         self.sae = sae.to(device)
         share = sae.config.k / sae.d_sae if isinstance(sae.config, KeptConfig) else 0.0  # others look at every step
         pays = kernels == "sparse" or (kernels == "auto" and sparse_pays(device, share))
@@ -129,9 +131,9 @@ class Learner:
         """List the latents that can be dead before the next look, those that are now and those that soon may be."""
         if not self.looks or (self.step % LOOK_EVERY and self.sae.may_die is not None):
             return
-        silent_then = self.sae.tokens_silent + (LOOK_EVERY - 1) * clock.batch_tokens
-        found = (silent_then >= dead_after(clock.n_steps, clock.batch_tokens)).nonzero().squeeze(-1)
-        if self.sae.may_die is None or not torch.equal(found, self.sae.may_die):
+        least = dead_after(clock.n_steps, clock.batch_tokens) - (LOOK_EVERY - 1) * clock.batch_tokens
+        found = list_silent(self.sae.tokens_silent, least, self.sae.may_die)
+        if found is not self.sae.may_die:
             self.sae.may_die = found
             if self.recorder is not None:
                 self.recorder.forget()
@@ -234,7 +236,7 @@ class Learner:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
         sums = dict(tensors["sums"])
         may_die = sums.pop("may_die", None)
-        self.sae.may_die = may_die.to(self.device) if may_die is not None and self.looks else None
+        self.sae.may_die = may_die.to(self.device, copy=True) if may_die is not None and self.looks else None
         self.tally.restore(sums)
         if self.recorder is not None:
             self.recorder.forget()
@@ -248,3 +250,17 @@ class Learner:
         self.join()  # one that fails is asked before its step is done
         value = float(self.tally.last_loss)
         return value if value == value else None
+
+
+def list_silent(tokens_silent: Tensor, least: int, listed: Tensor | None) -> Tensor:
+    """Latents, ascending, among which all are that were silent for `least` tokens or more; waits for the device.
+
+    As many as were `listed`, and in their place, while that will do: another number makes another recording, and which
+    latents are silent changes at almost every look.
+    """
+    n = int((tokens_silent >= least).sum())
+    if listed is None or not n <= len(listed) <= 2 * n + LISTED:
+        room = -(-5 * n // (4 * LISTED)) * LISTED  # a quarter more
+        listed = tokens_silent.new_empty(min(room, len(tokens_silent)))
+    most_silent = tokens_silent.sort(descending=True, stable=True).indices[: len(listed)]
+    return listed.copy_(most_silent.sort().values)

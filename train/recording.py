@@ -2,7 +2,7 @@
 
 A GPU is done with a small step sooner than the host has queued its kernels. Played again the same kernels run on the
 same memory, so every value is what it would be otherwise, to the bit. A recording serves while nothing changes that
-the host has a say in: the shape of the batch, `SAE.host_facts`, the latents that may be dead. Learners step on streams
+the host has a say in: the shape of the batch, `SAE.host_facts`, how many latents may be dead. Learners step on streams
 of their own, so that small ones share a GPU; the caller's stream waits for all of them at the end of a step, and they
 for it at the start of one, so that nobody else need know.
 """

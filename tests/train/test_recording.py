@@ -14,7 +14,7 @@ from train import learner as learner_module
 from train import recording
 from train.config import LearnerConfig
 from train.data.batch import Batch
-from train.learner import Learner
+from train.learner import Learner, list_silent
 from train.recording import Recorder
 from train.saes import make_sae
 from train.saes.base import SAE, Output
@@ -34,7 +34,6 @@ VARIANTS = {
     "jumprelu": {"target_l0": 4.0},
     "jumprelu target": {"penalty": "target", "target_l0": 4.0},
 }
-NEVER_RECORDED = {"predictor": {"k": 4}}
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +41,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recordings after few steps, and latents that die within a short run."""
     monkeypatch.setattr(recording, "ALIKE", ALIKE)
     monkeypatch.setattr(learner_module, "LOOK_EVERY", 4)
+    monkeypatch.setattr(learner_module, "LISTED", 4)
     monkeypatch.setattr(learner_module, "dead_after", lambda n_steps, batch_tokens: 8 * N)
     monkeypatch.setattr("train.saes.base.dead_after", lambda n_steps, batch_tokens: 8 * N)
 
@@ -54,7 +54,7 @@ def batch(step: int, n: int = N) -> Batch:
 def new_learner(name: str, tape: CpuTape | None, looks: bool = True) -> Learner:
     """As on a GPU: plain steps, latents that may be dead looked for now and then, learning rates on the device."""
     variant = name.split()[0]
-    sae = make_sae(variant, {"d_sae": L} | (VARIANTS | NEVER_RECORDED)[name], D, 0, "test")
+    sae = make_sae(variant, {"d_sae": L} | VARIANTS.get(name, {"k": 4}), D, 0, "test")
     sae.start(1.0, torch.full((D,), 0.01))
     recorder = Recorder(tape) if tape is not None else None
     config = LearnerConfig(name="x", variant=variant, lr=0.01)
@@ -155,6 +155,42 @@ def test_what_may_die_is_all_that_aux_k_needs(name: str) -> None:
     assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
     assert one["loss_aux"] > 0
     assert one["loss_aux"] == pytest.approx(other["loss_aux"], rel=1e-4)
+
+
+def test_what_may_die_is_listed_in_its_place() -> None:
+    silent = torch.tensor([5, 0, 9, 7, 0, 0, 9, 1, 0, 0, 0, 0])
+    listed = list_silent(silent, 9, None)
+    assert listed.tolist() == [0, 2, 3, 6]  # two of them, a quarter more, in fours
+    silent[8:10] = 9
+    assert list_silent(silent, 9, listed) is listed
+    assert listed.tolist() == [2, 6, 8, 9]
+    silent[0] = 10
+    more = list_silent(silent, 9, listed)
+    assert more.tolist() == [0, 1, 2, 3, 6, 7, 8, 9]  # of latents as silent the first
+    silent.clamp_(max=9)
+    silent[6:] = 0
+    assert list_silent(silent, 9, more) is more  # two, where eight is the most that is kept for them
+    assert more.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert list_silent(silent, 10, more).tolist() == []
+    assert list_silent(silent, 0, None).tolist() == list(range(12))
+
+
+def test_latents_that_die_and_come_back_seldom_begin_a_recording_anew() -> None:
+    tape = CpuTape()
+    played, taken, lists, times = new_learner("topk", tape), new_learner("topk", None), [], 0
+    for learner in (played, taken):
+        with torch.no_grad():
+            learner.sae.b_enc[:6], learner.sae.b_enc[6:12] = -9.0, -0.6
+    for step in range(STEPS):
+        for learner in (played, taken):
+            learner.train_step(batch(step), N)
+        assert played.recorder is not None
+        assert played.sae.may_die is not None
+        times += played.recorder.replay is not None
+        lists.append(tuple(played.sae.may_die.tolist()))
+    assert_equal(played, taken)
+    assert times > STEPS / 2
+    assert len(set(lists)) > 2 * tape.recorded
 
 
 def test_a_recording_that_is_not_told_what_changes_goes_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
