@@ -13,11 +13,12 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import embedding, softplus
+from torch.nn.functional import softplus
 
 from train.saes.entrywise import products_at
 from train.saes.kept import Kept
 from train.saes.places import Places
+from train.saes.rows import rows_at
 
 LOW, MID, HIGH = range(3)  # order of computing; stored order is high, mid, low, so that prefixes are coarse to fine
 N_PARTS = 4  # a seed and its three strongest neighbours
@@ -76,8 +77,7 @@ def nearest_part(
     """
     parts = heaviest(logits, candidates)
     with torch.autocast(logits.device.type, enabled=False):
-        # an embedding's gradient is added up in one order, that of indexing in any, and in three times the time
-        cosines = torch.einsum("upd,ud->up", embedding(parts, lower).float(), upper.float())
+        cosines = torch.einsum("upd,ud->up", rows_at(lower, parts).float(), upper.float())
     return cosines.amax(1)
 
 
