@@ -107,7 +107,8 @@ class SAE(nn.Module, ABC):
         trained: whether gradient steps make it what it is; a reference has none, and no monitor ends it.
         sees_past: whether the tokens before have a say in a token's latents or reconstruction.
         can_split, can_shard: whether ranks may share the rows of a batch, or the latents: see `collective`.
-        sparse: whether a step does with the codes that are not 0 where they are few; the trainer says so.
+        sparse: whether a step does with the codes that are not 0 where they are few, and the variant's settings let it
+            (docs/performance.md); the trainer says so.
         may_die: the only latents that can be dead in the step to come, from the trainer; None where it does not know.
     """
 

@@ -9,6 +9,7 @@ Here they are stock sparse operators of PyTorch on one CSR pattern, sorted by la
     ∂L/∂W  = Fᵀ g                           the same entries by latent, CSR · dense
 
 Values and gradients are those of the dense products up to the order of additions. N = batch · window tokens.
+`entrywise` has what else is done with single entries; what variants with several groups share is in `grouped`.
 """
 
 from __future__ import annotations
