@@ -148,3 +148,17 @@ def test_a_step_played_again_waits_for_nothing(monkeypatch: pytest.MonkeyPatch, 
     torch.cuda.set_sync_debug_mode("error")
     for batch in batches[8:]:
         learner.train_step(batch, 256)
+
+
+def test_a_recording_that_fails_leaves_memory_and_stream_usable() -> None:
+    tape, x = CudaTape(torch.device("cuda")), torch.ones(3, device="cuda")
+    assert float((x + 1).sum()) == 6  # kernels are loaded before a recording
+    with tape.aside():
+        with pytest.raises(RuntimeError):
+            tape.record(lambda: float((x + 1).sum()))
+        torch.cuda.empty_cache()  # which PyTorch refuses while it thinks that something is recorded
+        y, replay = tape.record(lambda: x + 1)
+        x.fill_(4)
+        replay()
+    tape.join()
+    assert y.tolist() == [5, 5, 5]

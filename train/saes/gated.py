@@ -74,7 +74,8 @@ class Gated(PenalisedSAE):
         """f and ReLU(u) of a step: at open gates alone where they are few."""
         if self.sparse:
             with torch.no_grad():
-                shared = pre_activations(batch.x, self.W_enc, torch.zeros_like(self.b_enc), self.b_dec)
+                W_enc = self.W_enc.detach()  # else older autocast keeps a copy without gradient, for the whole step
+                shared = pre_activations(batch.x, W_enc, torch.zeros_like(self.b_enc), self.b_dec)
             places = few_above(shared + self.b_enc, 0.0, batch.valid, batch.n_valid)
             if places is not None:
                 return self._at_open_gates(batch.x, shared, places)

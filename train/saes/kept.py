@@ -204,7 +204,7 @@ def all_of(
     valid: Bool[Tensor, "B T"] | None,
 ) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N L"]]:
     """x − b_dec, and u = (x − b_dec) W_enc + b_enc of all latents, 0 where not `valid`, for choosing among them."""
-    centred = (x - b_dec).flatten(0, 1)
+    centred, W_enc = (x - b_dec).flatten(0, 1), W_enc.detach()  # else older autocast keeps a copy without gradient
     if torch.is_autocast_enabled(x.device.type):
         u = (centred @ W_enc).float().add_(b_enc)  # the product in the lower precision, the sum in float32
     else:
