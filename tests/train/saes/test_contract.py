@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from train.checkpoint import read_checkpoint, save_checkpoint
 from train.config import LearnerConfig
@@ -208,7 +207,7 @@ def test_invalid_tokens_are_not_counted_as_active(variant: str) -> None:
     batch = batch_for(sae, 0)
     valid = torch.rand(batch.valid.shape, generator=torch.Generator().manual_seed(0)) < 0.7
     learner.train_step(Batch.of(batch.x, doc=batch.doc, pos=batch.pos, valid=valid), 256)
-    sums: dict[str, Tensor] = learner.tally.sums.values
-    assert int(sums["tokens"]) == int(valid.sum())
+    sums = learner.tally.sums
+    assert sums.tokens == int(valid.sum())
     if "k" in type(sae).Config.model_fields and sae.trained:
-        assert float(sums["l0"]) / int(valid.sum()) == pytest.approx(sae.config.model_dump()["k"], rel=0.1)
+        assert float(sums.values["l0"]) / int(valid.sum()) == pytest.approx(sae.config.model_dump()["k"], rel=0.1)
