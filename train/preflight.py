@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -24,6 +25,7 @@ from train.data.batch import Batch
 from train.data.reader import Batches
 from train.evaluate.heldout import evaluate_heldout
 from train.learner import Learner
+from train.recording import STREAMS
 from train.saes.base import SAEConfig
 from train.saes.parts import geometric_median
 
@@ -193,14 +195,16 @@ def learners_at_once(
 ) -> int:
     """How many learners are trained together: what was asked for, or what fits in half of the free memory.
 
-    Of a CPU's memory each of `n_processes` takes its part. A learner whose steps are recorded keeps a step's tensors.
+    Of a CPU's memory each of `n_processes` takes its part. A learner whose steps are recorded keeps a step's tensors,
+    and needs a stream.
     """
+    on_gpu = device.type == "cuda"
+    most = STREAMS if on_gpu and config.graphs else sys.maxsize
     if config.at_once is not None:
-        return config.at_once
+        return min(config.at_once, most)
     widest = max(sae.d_sae for sae in saes)
     learner, step = learner_bytes(d_in, widest), step_bytes(config.batch_size, widest)
-    on_gpu = device.type == "cuda"
     free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available / n_processes
     if on_gpu and config.graphs:
         learner += step
-    return max(int((free / 2 - step) / learner), 1)
+    return min(max(int((free / 2 - step) / learner), 1), most)

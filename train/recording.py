@@ -22,6 +22,7 @@ from train.data.batch import Batch
 
 ALIKE = 32  # steps with the same facts before one is recorded: recording takes as long as some hundred steps
 MOST_CODES = 2**26  # codes of a step, batch · latents, up to which queueing matters
+STREAMS = 32  # that PyTorch deals out in turn: a recording that ends may take the cuBLAS memory of others of its stream
 Taken = TypeVar("Taken")
 
 

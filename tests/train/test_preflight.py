@@ -131,6 +131,9 @@ def test_as_many_learners_at_once_as_half_of_the_memory_takes(
     built, cpu = config(steps=1, batch_size=100), torch.device("cpu")
     assert learners_at_once(built, saes, 16, cpu) == expected
     assert learners_at_once(built.model_copy(update={"at_once": 7}), saes, 16, cpu) == 7
+    for graphs, n in ((False, 40), (True, 32)):  # a stream for each learner whose steps are recorded
+        many = built.model_copy(update={"at_once": 40, "graphs": graphs})
+        assert learners_at_once(many, saes, 16, torch.device("cuda")) == n
 
 
 @pytest.mark.parametrize("d_sae", ["1T", "100000T"])
