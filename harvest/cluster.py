@@ -28,6 +28,9 @@ LONELY_S = 10.0  # without a worker for so long: say so
 RESTART_S = 120.0  # how long worker processes of this machine may take to start, or to start again
 THREADS = 2  # per worker: one chunk is in the model while another is written
 HALF_A_GPU = {"GPU": 0.5}  # so two chunks share one GPU, and take turns in the model
+# without the MALLOC_TRIM_THRESHOLD_ that dask sets: with it every large tensor is new memory from the kernel, and a
+# pass takes twice as long
+ONE_THREAD = {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}
 MODULES = ["granary", "harvest.worker", "transformer_lens.model_bridge"]  # imported once, for all workers here
 
 Task = TypeVar("Task")
@@ -213,7 +216,11 @@ def local(n_workers: int, device: str) -> Iterator[Cluster]:
         "cls": Scheduler,
         "options": {"host": "127.0.0.1", "dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
-    settings = {"distributed.worker.multiprocessing-method": "forkserver", "distributed.admin.log-length": 0}
+    settings = {
+        "distributed.worker.multiprocessing-method": "forkserver",
+        "distributed.admin.log-length": 0,
+        "distributed.nanny.pre-spawn-environ": ONE_THREAD,
+    }
     with dask.config.set(settings):
         context = get_mp_context()
         assert isinstance(context, multiprocessing.context.ForkServerContext)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import dask
 import pytest
 from distributed import KilledWorker
 
@@ -20,7 +21,7 @@ from common.layout import DOCUMENTS, TOKENS, acts_array
 from common.models import find_model
 from common.stopping import Stop
 from common.store import Store
-from harvest.cluster import Cluster, device_of, result_of
+from harvest.cluster import Cluster, device_of, local, result_of
 from harvest.worker import ChunkTask, ModelRecipe, Pass, harvest_chunk
 from tests.conftest import HOOK
 from tests.stores import metadata_files, unequal
@@ -229,6 +230,21 @@ def test_result_of_a_task_that_killed_its_workers_is_a_clear_error() -> None:
         result_of(SimpleNamespace(result=die))
     with pytest.raises(ConfigError, match=r"a worker cannot import harvest\. Install Granary where"):
         result_of(SimpleNamespace(result=lack))
+
+
+def test_workers_here_keep_the_memory_that_tensors_gave_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Begun(Exception):
+        pass
+
+    def begin(**_: Any) -> None:
+        seen.update(dask.config.get("distributed.nanny.pre-spawn-environ"))
+        raise Begun
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("distributed.SpecCluster", begin)
+    with pytest.raises(Begun), local(2, "cpu"):
+        pass
+    assert seen == {"OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1}  # no MALLOC_TRIM_THRESHOLD_
 
 
 def test_cluster_without_workers_says_so_once_and_gives_up(
