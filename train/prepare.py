@@ -207,10 +207,11 @@ def settle_learners(config: FitConfig, store: Store) -> dict[str, SAEConfig]:
     if not config.learner:
         raise ConfigError("no learner: name one with --variant, or [[learner]] in a TOML file. See: train variants")
     d_in = store.d_model(store.hook(config.hook))
-    return {
-        learner.name: settle_config(learner.variant, learner.options, d_in, store.context, f"learner '{learner.name}'")
-        for learner in config.learner
-    }
+    settled = {}
+    for learner in config.learner:
+        where, begun = f"learner '{learner.name}'", (config.run_folder() / learner.name / "config.json").exists()
+        settled[learner.name] = settle_config(learner.variant, learner.options, d_in, store.context, where, begun)
+    return settled
 
 
 def refuse_unable(config: FitConfig, what: str, done: str, able: set[str]) -> None:

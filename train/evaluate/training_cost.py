@@ -18,7 +18,6 @@ from train.evaluate.subject import Subject
 from train.evaluate.tensor_memory import peak_bytes
 from train.evaluate.timing import Timing, in_turn
 from train.learner import Learner
-from train.saes import make_sae
 from train.saes.base import SAE
 from train.settings import saved_config
 
@@ -85,7 +84,7 @@ def learner_like(sae: SAE, subject: Subject, x: Tensor, run: FitConfig) -> Learn
     """A new learner of an SAE's settings, just before its last steps."""
     from train.preflight import resolve_precision  # not above: it tries an evaluation, and so imports the suites
 
-    fresh = make_sae(sae.variant, sae.config.model_dump(), sae.d_in, 0, sae.variant, subject.store.context)
+    fresh = type(sae)(sae.config, sae.d_in)
     fresh.start(1 / float(x.square().sum(-1).mean().sqrt()), torch.zeros(sae.d_in))
     config = LearnerConfig(name="step", variant=sae.variant)
     precision = resolve_precision(run.precision, subject.device)

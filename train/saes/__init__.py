@@ -63,15 +63,36 @@ def variant_class(name: str) -> type[SAE]:
     return REGISTRY[name]
 
 
-def settle_config(variant: str, options: dict[str, Any], d_in: int, context: int, where: str) -> SAEConfig:
+def settle_config(
+    variant: str, options: dict[str, Any], d_in: int, context: int, where: str, begun: bool = False
+) -> SAEConfig:
     """A variant's settings with their defaults: 8 × d_model latents, and a window that fits `context` tokens.
 
+    Args:
+        begun: of a learner that was trained with them already: what has no effect is let be.
+
     Raises:
-        ConfigError: unknown variant or option, or a value that does not fit.
+        ConfigError: unknown variant or option, a value that does not fit, or one that would have no effect.
     """
     config = variant_class(variant).Config
     window = min(config.model_fields["window"].default, context)
-    return build(config, {"d_sae": WIDTH_FACTOR * d_in, "window": window} | options, where)
+    settled = build(config, {"d_sae": WIDTH_FACTOR * d_in, "window": window} | options, where)
+    if not begun:
+        refuse_idle(settled, where)
+    return settled
+
+
+def refuse_idle(config: SAEConfig, where: str) -> None:
+    """
+    Raises:
+        ConfigError: a setting is not its default and has no effect.
+    """
+    fields = type(config).model_fields
+    values = {name: getattr(config, name) for name in fields}
+    defaults = {name: field.get_default() for name, field in fields.items()}
+    for wrong in (each.wrong(values, defaults) for each in config.idle()):
+        if wrong is not None:
+            raise ConfigError(f"{where}: {wrong}")
 
 
 def make_sae(variant: str, options: dict[str, Any], d_in: int, seed: int, where: str, context: int = MAX_WINDOW) -> SAE:

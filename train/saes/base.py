@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.config import Count, Settings
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
+from train.saes.idle import Idle
 from train.saes.kept import Codes, product
 from train.saes.parts import aux_k_loss
 from train.saes.sparsity import check_led, check_target
@@ -33,6 +34,10 @@ class SAEConfig(Settings):
     window: Count = Field(
         1, gt=0, description="Tokens of a training window; a longer one shows a flat variant what a temporal one sees."
     )
+
+    def idle(self) -> Iterator[Idle]:
+        """Settings without effect as the others stand, which a new learner is not to be given."""
+        yield from ()
 
 
 class KeptConfig(SAEConfig):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from common.config import Count
 from train.saes.base import KeptConfig
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.sparsity import Mode
 
 
@@ -68,15 +69,13 @@ class CompositionalConfig(KeptConfig):
             raise ValueError(f"d_sae = {self.d_sae}: three levels need at least 8 latents")
         return self
 
-    @model_validator(mode="after")
-    def _all_at_work(self) -> CompositionalConfig:
+    def idle(self) -> Iterator[Idle]:
         random, fixed = self.hierarchy == "fixed_random", self.hierarchy in ("fixed_random", "fixed_cluster")
-        refuse_idle(self, self.sparsity == "budgets", "sparsity = budgets", "level_floor")
-        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
-        refuse_idle(self, random, "hierarchy = fixed_random", "clustering", "candidates")
-        refuse_idle(self, not random, f"hierarchy = {self.hierarchy}", "random_parts")
-        refuse_idle(self, fixed, f"hierarchy = {self.hierarchy}", "living_parts")
-        refuse_idle(self, self.encoder == "no_comp", "encoder = no_comp", "detach_lower")
-        refuse_idle(self, self.agreement == 0, "agreement = 0", "agree_on")
-        refuse_idle(self, self.decoder != "residual", f"decoder = {self.decoder}", "residual_penalty")
-        return self
+        yield Idle(self.sparsity == "budgets", "sparsity = budgets", "level_floor")
+        yield Idle(self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
+        yield Idle(random, "hierarchy = fixed_random", "clustering", "candidates")
+        yield Idle(not random, f"hierarchy = {self.hierarchy}", "random_parts")
+        yield Idle(fixed, f"hierarchy = {self.hierarchy}", "living_parts")
+        yield Idle(self.encoder == "no_comp", "encoder = no_comp", "detach_lower")
+        yield Idle(self.agreement == 0, "agreement = 0", "agree_on")
+        yield Idle(self.decoder != "residual", f"decoder = {self.decoder}", "residual_penalty")

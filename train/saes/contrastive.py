@@ -16,7 +16,7 @@ the place of ℓ, a penalty λ_π·Σ_i max(0, π_i − cap)² of densities π, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -31,7 +31,7 @@ from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output
 from train.saes.contrast import density_excess
 from train.saes.grouped import aux_k_kept, choose_by_group, chooses_places, note_by_group, only_some, part_of
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.kept import Codes, Kept, encode_kept, product
 from train.saes.parts import (
     count_silence_,
@@ -75,13 +75,15 @@ class ContrastiveConfig(ContrastConfig):
             raise ValueError(f"k_high = {self.k_high} leaves nothing of k = {self.k} for the low group")
         if not 0 < self.n_high < self.d_sae:
             raise ValueError(f"high_share = {self.high_share} of d_sae = {self.d_sae} leaves an empty group")
-        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
-        refuse_idle(self, self.sparsity == "l1", "sparsity = l1", "k_anneal")
-        refuse_idle(self, self.sparsity != "budgets", f"sparsity = {self.sparsity}", "k_high")
-        refuse_idle(self, self.density_penalty == 0, "density_penalty = 0", "density_cap")
-        refuse_idle(self, self.lambda_c == 0, "lambda_c = 0", "key_momentum")
-        refuse_idle(self, self.loss == "difference", "loss = difference", "tau", "same_document", "scale_free")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        yield Idle(self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
+        yield Idle(self.sparsity == "l1", "sparsity = l1", "k_anneal")
+        yield Idle(self.sparsity != "budgets", f"sparsity = {self.sparsity}", "k_high")
+        yield Idle(self.density_penalty == 0, "density_penalty = 0", "density_cap")
+        yield Idle(self.lambda_c == 0, "lambda_c = 0", "key_momentum")
+        yield Idle(self.loss == "difference", "loss = difference", "tau", "same_document", "scale_free")
 
     @property
     def n_high(self) -> int:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from common.config import Settings
+from typing import Any
 
 
-def refuse_idle(config: Settings, idle: bool, because: str, *names: str) -> None:
-    """Nothing, unless `idle` and one of the named settings is not its default.
+class Idle:
+    """Settings that have no effect where `here` holds.
 
     Args:
         because: what leaves them without effect, as `sparsity = budgets`.
-
-    Raises:
-        ValueError: naming the setting and the reason.
     """
-    for name in names if idle else ():
-        if getattr(config, name) != type(config).model_fields[name].get_default():
-            raise ValueError(f"{name} has no effect with {because}: leave it out")
+
+    def __init__(self, here: bool, because: str, *names: str) -> None:
+        self.here, self.because, self.names = here, because, names
+
+    def wrong(self, values: dict[str, Any], defaults: dict[str, Any]) -> str | None:
+        """What to say if one of them is not its default; None if all are, or have an effect."""
+        for name in self.names if self.here else ():
+            if values[name] != defaults[name]:
+                return f"{name} has no effect with {self.because}: leave it out"
+        return None

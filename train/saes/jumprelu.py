@@ -24,7 +24,7 @@ Anthropic's θ also moves u (all parameters get the kernel's gradient), and deco
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Any, Literal, final
 
 import torch
@@ -36,7 +36,7 @@ from train.collective import all_sum
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import SAE, Batches, Output, SAEConfig
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.kept import Kept, at, product, taken
 from train.saes.parts import count_silence_, masked, reconstruction_loss, relu_gain, threshold_for
 from train.saes.penalised import few_above
@@ -67,9 +67,11 @@ class JumpReLUConfig(SAEConfig):
             raise ValueError("penalty = 'target' needs target_l0 (or --k)")
         check_target(self.target_l0, self.d_sae)
         check_led("l0", self.l0, self.target_l0 is not None and self.penalty != "target")
-        refuse_idle(self, self.penalty == "target", "penalty = target", "l0")
-        refuse_idle(self, self.penalty != "target", f"penalty = {self.penalty}", "target_weight")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        yield Idle(self.penalty == "target", "penalty = target", "l0")
+        yield Idle(self.penalty != "target", f"penalty = {self.penalty}", "target_weight")
 
 
 def default_bandwidth(n_steps: int) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from common.config import Count
 from train.saes.base import KeptConfig
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.sparsity import check_led
 
 
@@ -51,7 +52,9 @@ class MultiScaleConfig(KeptConfig):
             raise ValueError("causal = false needs a kernel of at least 3: the first tap beside the token looks back")
         if self.token_weights and self.convolution == "none":
             raise ValueError("token_weights are a convolution's, which convolution = none leaves out: set one of them")
-        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
-        refuse_idle(self, self.sparsity == "l1", "sparsity = l1", "k_anneal")
-        refuse_idle(self, len(self.dilations) == 1, "a single dilation", "lambda_scale")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        yield Idle(self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
+        yield Idle(self.sparsity == "l1", "sparsity = l1", "k_anneal")
+        yield Idle(len(self.dilations) == 1, "a single dilation", "lambda_scale")

@@ -11,18 +11,19 @@ Codes alone decide x̂, and it is linear in them; they are told only what the pa
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import final
 
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from common.config import Count
 from train.data.batch import Batch
 from train.saes.affine import AffineForm
 from train.saes.base import KeptConfig
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.kept import Codes, product
 from train.saes.linear import BatchLinearSAE
 from train.saes.parts import reconstruction_loss
@@ -39,10 +40,8 @@ class PredictorConfig(KeptConfig):
     rank: Count = Field(32, ge=0, description="Rank of the predictor; 0: none, which is batchtopk.")
     lags: Count = Field(16, gt=0, description="Past places it reads.")
 
-    @model_validator(mode="after")
-    def _all_at_work(self) -> PredictorConfig:
-        refuse_idle(self, self.rank == 0, "rank = 0", "lags")
-        return self
+    def idle(self) -> Iterator[Idle]:
+        yield Idle(self.rank == 0, "rank = 0", "lags")
 
 
 @final

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from common.config import Count
 from train.saes.base import KeptConfig
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.past import RESTART
 
 
@@ -59,13 +60,15 @@ class RelationalConfig(KeptConfig):
             raise ValueError("position_gate gates the position term, which no_position leaves out: set one of them")
         if self.attention == "softmax" and self.memory == "lags":
             raise ValueError("attention = softmax has no attention to act on: memory = lags is set")
-        blind = self.no_attention and self.no_dec_temporal
-        refuse_idle(self, blind, "no_attention and no_dec_temporal", "memory", "attention", "no_curriculum")
-        refuse_idle(self, self.memory == "lags", "memory = lags", "no_curriculum")
-        refuse_idle(self, self.no_attention, "no_attention", "context_as")
-        refuse_idle(self, self.no_dec_temporal, "no_dec_temporal", "decoder_reads", "decoder_rank")
-        refuse_idle(self, not self.position_gate, "position_gate off", "position_penalty")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        blind = self.no_attention and self.no_dec_temporal
+        yield Idle(blind, "no_attention and no_dec_temporal", "memory", "attention", "no_curriculum")
+        yield Idle(self.memory == "lags", "memory = lags", "no_curriculum")
+        yield Idle(self.no_attention, "no_attention", "context_as")
+        yield Idle(self.no_dec_temporal, "no_dec_temporal", "decoder_reads", "decoder_rank")
+        yield Idle(not self.position_gate, "position_gate off", "position_penalty")
 
     @property
     def gated(self) -> bool:

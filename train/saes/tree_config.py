@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from train.saes.base import KeptConfig
 from train.saes.forest import LEAF, LEAST
-from train.saes.idle import refuse_idle
+from train.saes.idle import Idle
 from train.saes.sparsity import Mode, check_led
 
 Three = tuple[float, float, float]
@@ -48,7 +49,9 @@ class TreeConfig(KeptConfig):
             raise ValueError("no_enc_skip with kappa = 0: levels after the first would see neither x nor an aggregate")
         if min(self.nesting) < 0 or self.nesting[LEAF] == 0 or min(self.level_weights) <= 0:
             raise ValueError("nesting must not be negative; its last weight and all level_weights are above 0")
-        refuse_idle(self, self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
-        refuse_idle(self, self.sparsity == "l1", "sparsity = l1", "k_anneal")
-        refuse_idle(self, self.no_dec_skip, "no_dec_skip", "sum_init")
         return self
+
+    def idle(self) -> Iterator[Idle]:
+        yield Idle(self.sparsity != "l1", f"sparsity = {self.sparsity}", "l1")
+        yield Idle(self.sparsity == "l1", "sparsity = l1", "k_anneal")
+        yield Idle(self.no_dec_skip, "no_dec_skip", "sum_init")

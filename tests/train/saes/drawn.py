@@ -13,7 +13,7 @@ D, L, N = 12, 40, 64
 PLAIN = {"tree": dict(REGISTRY["tree"].plain or {}), "compositional": {"encoder": "no_comp"}}
 FORMS = [(name, PLAIN.get(name, {})) for name in REGISTRY] + [
     ("tree", PLAIN["tree"] | {"sparsity": "budgets", "orientation": "top_down"}),
-    ("tree", PLAIN["tree"] | {"sparsity": "budgets", "no_dec_skip": True}),
+    ("tree", PLAIN["tree"] | {"sparsity": "budgets", "no_dec_skip": True, "sum_init": True}),
     ("contrastive", {"sparsity": "l1"}),
     ("multiscale", {"convolution": "none", "sparsity": "budgets"}),
     ("multiscale", {"convolution": "mixture"}),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.errors import ConfigError
-from train.saes import REGISTRY, settle_config
+from train.saes import REGISTRY, load_sae, save_sae, settle_config, variant_class
 
 IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("compositional", {"level_floor": 0.5}, "level_floor has no effect with sparsity = budgets"),
@@ -50,6 +51,13 @@ def test_setting_without_effect_is_refused_and_its_default_is_not(
     name = message.split()[0]
     default = REGISTRY[variant].Config.model_fields[name].get_default()
     assert getattr(settle_config(variant, options | {name: default}, 64, 128, "test"), name) == default
+
+
+def test_what_was_trained_with_such_a_setting_lives_on(tmp_path: Path) -> None:
+    options = {"d_sae": 16, "k": 2, "l1": 0.2}
+    config = settle_config("tree", options, 8, 128, "test", begun=True)
+    save_sae(variant_class("tree")(config, 8), tmp_path, {})
+    assert load_sae(tmp_path).config == config
 
 
 @pytest.mark.parametrize("variant", REGISTRY)

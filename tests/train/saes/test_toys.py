@@ -116,13 +116,13 @@ def test_compositional_finds_upper_features_in_their_level_and_what_they_are_mad
     # budgets of about 3.2, 2.3, 1.6 latents: the true L0 is 3.2, 1.8, 1.2. Without the last two, rows of dead mid
     # latents are what high ones are made of
     options: dict[str, Any] = {
-        "d_sae": 182, "k": 7, "agreement": 0.02, "level_weights": (0.5, 0.7, 1.0),
-        "living_parts": True, "copies": 0.3,
+        "d_sae": 182, "k": 7, "agreement": 0.02, "level_weights": (0.5, 0.7, 1.0), "copies": 0.3,
     }  # fmt: skip
+    learned = options | {"living_parts": True}
     forms = {
-        "learned": ("compositional", options),
+        "learned": ("compositional", learned),
         "random": ("compositional", options | {"hierarchy": "fixed_random"}),
-        "flat_loss": ("compositional", options | {"nesting": (0.0, 0.0, 1.0)}),
+        "flat_loss": ("compositional", learned | {"nesting": (0.0, 0.0, 1.0)}),
     }
     learners, seeds = at_seeds(forms)
     truth, runs = trained(tmp_path, "toy-h", 800, 1e-2, learners, seeds)
