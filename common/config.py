@@ -87,6 +87,9 @@ def build(cls: type[S], values: dict[str, Any], where: str) -> S:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "missing" and len(first["loc"]) > 1:
+            name = str(first["loc"][0])
+            raise ConfigError(f"{where}: {name} = {values.get(name)!r}: more values are needed") from None
         if first["type"] == "missing":
             raise ConfigError(f"{where}: --{name.replace('_', '-')} is needed.") from None
         value = f"{name} = {first['input']!r}: " if name else ""

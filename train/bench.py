@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
+from common.console import say
 from common.device import resolve_device
 from common.errors import ConfigError, Interrupted
 from common.stopping import Stop
@@ -71,6 +72,8 @@ def bench(config: BenchConfig, stop: Stop | None = None) -> list[Speed]:
     if config.batch_size % CONTEXT:
         raise ConfigError(f"--batch-size {config.batch_size}: give a multiple of {CONTEXT}, the window of this data.")
     device = resolve_device(config.device)
+    if config.graphs and device.type != "cuda":
+        say("--graphs: nothing is recorded, since there is no GPU")
     precision = resolve_precision(config.precision, device)
     with enough_memory(config.d_model, config.d_sae, config.batch_size):
         batch = sentences(config.batch_size, config.d_model).to(device)

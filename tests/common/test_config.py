@@ -17,6 +17,7 @@ class Example(Settings):
 
     tokens: Count = Field(10, gt=0)
     learning_rate: float = 0.1
+    weights: tuple[float, float, float] = (1.0, 1.0, 1.0)
     model: str
 
 
@@ -69,6 +70,8 @@ def test_build_says_what_is_needed_and_what_does_not_fit() -> None:
         build(Example, {}, "test")
     with pytest.raises(ConfigError, match="tokens = -3: Input should be greater than 0"):
         build(Example, {"model": "x", "tokens": "-3"}, "test")
+    with pytest.raises(ConfigError, match=r"test: weights = \[1, 1\]: more values are needed"):
+        build(Example, {"model": "x", "weights": [1, 1]}, "test")
 
 
 def test_settings_are_frozen() -> None:

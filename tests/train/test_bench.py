@@ -98,6 +98,13 @@ def test_the_command_prints_a_table_or_json() -> None:
     assert record["variant"] == "batchtopk"
 
 
+def test_without_a_gpu_it_says_that_nothing_is_recorded() -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    ended = CliRunner().invoke(cli, ["bench", *flags, "--device", "cpu", "--graphs", "--json"])
+    assert ended.stderr.count("--graphs: nothing is recorded, since there is no GPU") == 1
+    assert json.loads(ended.stdout)[0]["recorded"] is False
+
+
 @pytest.mark.parametrize(("threads", "said"), [(1, "1 thread"), (2, "2 threads")])
 def test_processor_is_named_with_its_threads(threads: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)

@@ -33,7 +33,11 @@ def bench(stop: Any, /, as_json: bool, **flags: Any) -> None:
     one = speeds[0]
     shape = f"d {one.d_model}, {one.d_sae:,} latents, k {one.k}, {one.batch_size:,} tokens a step"
     rows = [
-        (s.variant, f"{s.tokens_per_s:,.0f}", s.step_ms, s.fraction_of_floor, s.relative, s.kernels) for s in speeds
+        (
+            *(s.variant, f"{s.tokens_per_s:,.0f}", s.step_ms, s.fraction_of_floor, s.relative),
+            f"{s.kernels}, recorded" if s.recorded else s.kernels,
+        )
+        for s in speeds
     ]
     columns = ("variant", "tokens/s", "ms a step", "of the floor", f"against {one.variant}", "kernels")
     table(f"{shape}; {one.device}, {one.precision}", columns, rows)

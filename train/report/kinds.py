@@ -48,7 +48,7 @@ def numbered(same_name: dict[str, list[list[Point]]]) -> dict[str, list[Point]]:
 def why_no_baseline(baseline: str, same_name: dict[str, list[list[Point]]], kinds: dict[str, list[Point]]) -> str:
     """What is wrong with a baseline that is no kind's own name."""
     if baseline not in same_name:
-        return f"none of the learners is called so.{nearest(baseline, kinds)}"
+        return f"none of the learners is called so; give one of them with --baseline.{nearest(baseline, kinds)}"
     called = [name for name, members in kinds.items() if members in same_name[baseline]]
     settings = [json.loads(kinds[name][0].kind) for name in called]
     lines = [

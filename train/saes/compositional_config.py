@@ -76,6 +76,7 @@ class CompositionalConfig(KeptConfig):
         yield Idle(random, "hierarchy = fixed_random", "clustering", "candidates")
         yield Idle(not random, f"hierarchy = {self.hierarchy}", "random_parts")
         yield Idle(fixed, f"hierarchy = {self.hierarchy}", "living_parts")
+        yield Idle(self.copies == 0, "copies = 0", "copy_limit")
         yield Idle(self.encoder == "no_comp", "encoder = no_comp", "detach_lower")
         yield Idle(self.agreement == 0, "agreement = 0", "agree_on")
         yield Idle(self.decoder != "residual", f"decoder = {self.decoder}", "residual_penalty")

@@ -51,7 +51,7 @@ class ContrastiveConfig(ContrastConfig):
     window: Count = Field(128, gt=1, description="Tokens of a training window; positives lie inside it.")
     high_share: float = Field(0.2, gt=0, lt=1, description="Share of the latents in the high group.")
     k_high: Count | None = Field(
-        None, gt=0, description="Latents kept in the high group per token; default max(4, k / 5), at most k / 2."
+        None, gt=0, description="Latents kept in the high group per token; default max(4, k / 5), or k / 2 if less."
     )
     sparsity: Mode = Field(
         "budgets", description="`joint` lets both groups compete for k (the high one then takes nearly all); `l1`."
@@ -83,6 +83,7 @@ class ContrastiveConfig(ContrastConfig):
         yield Idle(self.sparsity != "budgets", f"sparsity = {self.sparsity}", "k_high")
         yield Idle(self.density_penalty == 0, "density_penalty = 0", "density_cap")
         yield Idle(self.lambda_c == 0, "lambda_c = 0", "key_momentum")
+        yield Idle(self.positives == "adjacent", "positives = adjacent", "contrast_windows")
         yield Idle(self.loss == "difference", "loss = difference", "tau", "same_document", "scale_free")
 
     @property

@@ -25,6 +25,8 @@ IDLE: list[tuple[str, dict[str, Any], str]] = [
     ("contrastive", {"sparsity": "joint", "k_high": 4}, "k_high has no effect with sparsity = joint"),
     ("contrastive", {"sparsity": "l1", "k_anneal": 0.1}, "k_anneal has no effect with sparsity = l1"),
     ("contrastive", {"loss": "difference", "tau": 0.2}, "tau has no effect with loss = difference"),
+    ("compositional", {"copies": 0, "copy_limit": 0.5}, "copy_limit has no effect with copies = 0"),
+    ("contrastive", {"positives": "adjacent", "contrast_windows": [4]}, "contrast_windows has no effect"),
     ("contrastive", {"l1": 0.2}, "l1 has no effect with sparsity = budgets"),
     ("tree", {"l1": 0.2}, "l1 has no effect with sparsity = budgets"),
     ("tree", {"sparsity": "l1", "k_anneal": 0.1}, "k_anneal has no effect with sparsity = l1"),
