@@ -239,7 +239,7 @@ def test_exit_codes(tmp_path: Path, warm: WarmServer) -> None:
     assert "run/tree, run/tree-2: latents of tree depend" in every.err
     assert not (tmp_path / "out").exists()
     missing = warm.run(["train", "export", "nowhere", "--to", "saelens", "--out", "out"], tmp_path)
-    assert (missing.code, "no finished learner" in missing.err) == (3, True)
+    assert (missing.code, "nowhere: no such folder" in missing.err) == (3, True)
     unknown = warm.run(["train", "export", "run", "--to", "sealens", "--out", "out"], tmp_path)
     assert (unknown.code, "saelens" in unknown.err) == (2, True)
 
