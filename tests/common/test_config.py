@@ -61,7 +61,7 @@ def test_build_names_the_nearest_setting() -> None:
         ConfigError, match=r"run\.toml: unknown setting 'learning-rat'\. Did you mean 'learning_rate'\?"
     ):
         build(Example, {"model": "x", "learning-rat": 1}, "run.toml")
-    with pytest.raises(ConfigError, match=r"unknown setting 'zzz'\. Known: learning_rate, model, tokens\."):
+    with pytest.raises(ConfigError, match=r"unknown setting 'zzz'\. Known: learning_rate, model, tokens, weights\."):
         build(Example, {"zzz": 1}, "test")
 
 
