@@ -128,3 +128,18 @@ def test_journal_forget_leaves_the_file_alone(path: Path) -> None:
     assert path.read_bytes() == whole
     journal.append([entry(1, "ffffffff")])
     assert Journal(path).entries["tokens", 1].crc32c == "ffffffff"
+
+
+def test_a_folded_journal_says_nothing_of_who_was_faster(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal, other = Journal(path), Journal(tmp_path / "other.jsonl")
+    for chunk in (2, 0, 1):
+        journal.append([entry(chunk)])
+    other.append([entry(chunk) for chunk in range(3)])
+    journal.fold()
+    assert path.read_bytes() == other.path.read_bytes()
+    before = path.stat().st_ino
+    journal.fold()
+    assert path.stat().st_ino == before  # in order already: not written again
+    journal.append([entry(3)])
+    assert list(Journal(path).entries) == [("tokens", chunk) for chunk in range(4)]

@@ -87,6 +87,7 @@ def lines(path: Path) -> int:
 def holds_the_same(path: Path, alone: Path) -> None:
     """Every array, their metadata and the identity; nothing twice, nothing left over."""
     assert unequal(path, alone) == []
+    assert (path / "journal.jsonl").read_bytes() == (alone / "journal.jsonl").read_bytes()
     assert metadata_files(path) == metadata_files(alone)
     store = Store.open(path)
     assert store.id == Store.open(alone).id
