@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from common.errors import ConfigError, DataError, nearest
 from common.files import file_sha256, fingerprint
-from common.models import hub_answers
+from common.sources import hub_answers
 
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 HELD_OUT_ONE_IN = 16

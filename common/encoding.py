@@ -14,7 +14,7 @@ import psutil
 
 from common.console import format_bytes, say
 from common.errors import DataError
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 
 TOGETHER = 64  # documents handed to the tokenizer at once: its threads share them
 CHARACTERS_TOGETHER = 2**22  # but no more text than this, unless one document has it

@@ -14,7 +14,7 @@ import numpy as np
 from common.corpus import Corpus
 from common.encoding import encoded
 from common.layout import PADDING
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)

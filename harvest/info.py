@@ -7,9 +7,10 @@ from typing import Any
 from common.console import format_bytes
 from common.errors import GranaryError
 from common.layout import TOKENS, acts_array
-from common.models import find_model, load_tokenizer
 from common.moments import Moments
+from common.sources import find_model
 from common.store import Store
+from common.tokenizers import load_tokenizer
 
 MEASURED = ("mean_squared_norm", "variance_share", "max_abs", "storage_error")
 

@@ -18,7 +18,8 @@ from common.dtypes import NUMPY
 from common.errors import ConfigError, DataError, StoreError
 from common.files import difference
 from common.layout import FORMAT
-from common.models import RESID_POST, LanguageModel, ModelSource, find_model, load_model
+from common.models import RESID_POST, LanguageModel, load_model
+from common.sources import ModelSource, find_model
 from common.store import Store
 from harvest.compiled import compile_blocks
 from harvest.config import HarvestConfig

@@ -24,8 +24,9 @@ import torch
 from common.errors import ConfigError, GranaryError, StoreError
 from common.files import canonical_json
 from common.journal import Entry, Journal
-from common.models import LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
 from common.places import local_path
+from common.sources import find_model
 from common.store import Staged, Store
 from harvest.chunks import ChunkBuffer, Forward, chunk_tokens, files_of
 from harvest.compiled import compile_blocks

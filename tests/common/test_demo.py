@@ -10,7 +10,7 @@ import torch
 
 from common.corpus import stdlib_documents
 from common.demo.train_demo import CONTEXT, cross_entropy, learning_rate, pack, unigram_entropy
-from common.models import DEMO_FOLDER
+from common.sources import DEMO_FOLDER
 
 FIGURES = json.loads((DEMO_FOLDER / "training.json").read_text())
 

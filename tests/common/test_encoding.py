@@ -10,7 +10,8 @@ import pytest
 from common import encoding
 from common.encoding import encoded, together
 from common.errors import DataError
-from common.models import ByteTokenizer, find_model, load_tokenizer
+from common.sources import find_model
+from common.tokenizers import ByteTokenizer, load_tokenizer
 
 TEXTS = ["abc", "d" * 9, "ef", "g", "hi" * 3, "j"]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from common.errors import ConfigError
-from common.models import DEMO_FOLDER, LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import DEMO_FOLDER, find_model
 from common.splice import fixed, gradient_of, logits_of, zeros
 from tests.tiny import LAYERS, gemma2, gpt2, llama, neox
 

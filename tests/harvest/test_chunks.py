@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from common.errors import ConfigError
-from common.models import LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import find_model
 from harvest.chunks import ChunkBuffer, Forward, files_of
 from tests.conftest import HOOK
 

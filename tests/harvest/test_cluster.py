@@ -18,7 +18,7 @@ from common.errors import ConfigError, StoreError
 from common.files import canonical_json
 from common.journal import Journal
 from common.layout import DOCUMENTS, TOKENS, acts_array
-from common.models import find_model
+from common.sources import find_model
 from common.stopping import Stop
 from common.store import Store
 from harvest.cluster import Cluster, device_of, local, result_of

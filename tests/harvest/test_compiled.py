@@ -13,7 +13,8 @@ from torch._dynamo.testing import CompileCounter
 
 from common.errors import ConfigError, StoreError
 from common.layout import acts_array
-from common.models import LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import find_model
 from common.store import Store
 from harvest import plan, worker
 from harvest.cluster import Cluster

@@ -13,8 +13,9 @@ import torch
 from common.checks import problems
 from common.corpus import open_corpus
 from common.layout import DOCUMENTS, TOKENS, acts_array, norms_array
-from common.models import find_model, load_model
+from common.models import load_model
 from common.places import local_path
+from common.sources import find_model
 from common.store import Store
 from harvest.run import Outcome, describe_dry_run, dry_run
 from tests.conftest import HOOK

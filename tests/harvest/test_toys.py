@@ -10,7 +10,7 @@ import pytest
 
 from common.errors import ConfigError, Interrupted, StoreError
 from common.layout import acts_array
-from common.models import find_model
+from common.sources import find_model
 from common.stopping import Stop
 from common.store import Store
 from common.truth import TOYS, TRUTH_FILE, read_truth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable
 
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 from train.evaluate.text import spell
 
 REPLACEMENT = "\ufffd"  # what decoding gives for bytes that are no character alone

@@ -11,9 +11,11 @@ import numpy as np
 import torch
 
 from common.errors import ConfigError, Interrupted
-from common.models import LanguageModel, ModelSource, Tokenizer, find_model, load_model, load_tokenizer
+from common.models import LanguageModel, load_model
+from common.sources import ModelSource, find_model
 from common.stopping import Stop
 from common.store import Store
+from common.tokenizers import Tokenizer, load_tokenizer
 from train.config import EvalConfig
 from train.data.batch import Batch
 from train.data.plan import DataPlan

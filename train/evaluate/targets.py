@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 from train.evaluate.sample import Sample, runs_of
 from train.evaluate.text import (
     ATTRIBUTE,

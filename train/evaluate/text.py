@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 
 CODE, STRING, DOCSTRING, COMMENT = range(4)  # what a character lies in; a docstring is any triple-quoted string
 LEXED = re.compile(

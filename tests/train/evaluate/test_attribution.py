@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.models import LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import find_model
 from common.splice import fixed, logits_of
 from tests.conftest import HOOK
 from train.evaluate.attribution import Text, attribute, copies_at_once, read_text

@@ -17,7 +17,8 @@ import torch
 
 from common.config import build
 from common.errors import ConfigError, DataError, Interrupted
-from common.models import LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import find_model
 from common.stopping import Stop
 from common.store import Store
 from tests.conftest import HOOK

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.models import DEMO_FOLDER, LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import DEMO_FOLDER, find_model
 from tests.conftest import HOOK
 from train.evaluate import downstream
 from train.evaluate.core_text import Contexts, contexts_of

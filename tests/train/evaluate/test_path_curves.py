@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from common.models import LanguageModel, find_model, load_model
+from common.models import LanguageModel, load_model
+from common.sources import find_model
 from common.splice import fixed, logits_of
 from tests.conftest import HOOK
 from train.evaluate import path_curves

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from common.models import ByteTokenizer, Tokenizer, find_model, load_tokenizer
+from common.sources import find_model
+from common.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from train.evaluate.pieces import byte_alphabet, bytes_named, readable, shown
 
 

@@ -11,7 +11,8 @@ import torch
 
 from common.config import build
 from common.errors import ConfigError
-from common.models import find_model, load_model
+from common.models import load_model
+from common.sources import find_model
 from common.stopping import Stop
 from common.store import Store
 from train.config import DataConfig, EvalConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.models import ByteTokenizer
+from common.tokenizers import ByteTokenizer
 from tests.train.evaluate.samples import sample_of
 from train.evaluate.targets import FAST, SLOW, targets_of
 from train.evaluate.text import Document

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.models import ByteTokenizer, HfTokenizer, Tokenizer, find_model, load_tokenizer
+from common.sources import find_model
+from common.tokenizers import ByteTokenizer, HfTokenizer, Tokenizer, load_tokenizer
 from train.evaluate.text import (
     COMMENT,
     DOCSTRING,

@@ -13,7 +13,8 @@ from torch import Tensor
 from common.console import Progress, say
 from common.errors import ConfigError, StoreError
 from common.files import fingerprint, read_json, write_json
-from common.models import HfTokenizer, LanguageModel
+from common.models import LanguageModel
+from common.tokenizers import HfTokenizer
 from train.evaluate.subject import Subject
 from train.evaluate.unlearn.clamp import Clamp
 from train.evaluate.unlearn.losses import Patient

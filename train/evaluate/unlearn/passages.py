@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from common.encoding import encoded
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 from train.data.batch import Batch
 
 LEAST_DOCUMENTS = 32  # in a half, if there are so many: intervals are over documents

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from common.corpus import CorpusOptions, LocalCorpus
 from common.errors import ConfigError, DataError
-from common.models import HfTokenizer
+from common.tokenizers import HfTokenizer
 from train.evaluate.unlearn.passages import Passages
 
 FORGET_SET, SIDE_SETS = "wmdp-bio", (

@@ -18,7 +18,7 @@ import torch
 from common.console import Progress, say
 from common.corpus import CorpusOptions, LocalCorpus
 from common.files import fingerprint
-from common.models import HfTokenizer
+from common.tokenizers import HfTokenizer
 from train.config import UnlearnConfig
 from train.evaluate.subject import Evaluation, Subject
 from train.evaluate.unlearn.clamp import Clamp

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from common.corpus import Corpus, CorpusOptions, HubCorpus, open_corpus
 from common.errors import DataError, GranaryError
 from common.files import fingerprint
-from common.models import Tokenizer
+from common.tokenizers import Tokenizer
 from train.config import UnlearnConfig
 from train.evaluate.unlearn.passages import Passages, split_halves
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from common.models import ByteTokenizer
+from common.tokenizers import ByteTokenizer
 from train.evaluate.unlearn.passages import Passages, rows_each, rows_of, split_halves
 
 TOKENIZER = ByteTokenizer(257)

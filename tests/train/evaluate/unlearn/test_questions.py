@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from common.errors import ConfigError, DataError
-from common.models import HfTokenizer
+from common.tokenizers import HfTokenizer
 from tests.train.evaluate.unlearn.gemma import BOS, make_data, make_tokenizer
 from train.evaluate.unlearn import questions
 from train.evaluate.unlearn.questions import (

@@ -15,8 +15,10 @@ from transformers import Gemma2ForCausalLM
 from common.config import build
 from common.errors import ConfigError, StoreError
 from common.files import read_json
-from common.models import HfTokenizer, find_model, load_model
+from common.models import load_model
+from common.sources import find_model
 from common.stopping import Stop
+from common.tokenizers import HfTokenizer
 from tests.train.evaluate.unlearn.gemma import BOS, D, make_data, make_gemma, make_tokenizer
 from train.config import UnlearnConfig
 from train.evaluate.subject import Models

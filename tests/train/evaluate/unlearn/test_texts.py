@@ -8,7 +8,7 @@ import pytest
 
 from common.config import build
 from common.errors import DataError
-from common.models import ByteTokenizer
+from common.tokenizers import ByteTokenizer
 from train.config import UnlearnConfig
 from train.evaluate.unlearn.passages import Passages
 from train.evaluate.unlearn.texts import Text, read_texts
